@@ -1,0 +1,254 @@
+"""Run any timm ``VisionTransformer`` token by token, at any image size, the way DINOv2 does.
+
+The functions use the model's own modules and change nothing in it. Position embeddings are
+resampled as DINOv2 does it, patches can be replaced by a mask token, and the last block can
+be evaluated only at the tokens whose output is used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from torchgeo_explora._typing import GridSize
+from torchgeo_explora.errors import ImageError
+from torchgeo_explora.layers.lora import LoRALinear, linear_rows
+from torchgeo_explora.layers.pos_embed import resample_pos_embed
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """Tokens of each image at which the last block is evaluated: the class token and the masked.
+
+    Args:
+        index: Token positions (batch, slots), the class token first; unused slots hold 0.
+        rows: Positions of the used slots in ``index.flatten()`` (selected,).
+        cls: Positions of the class tokens among the selected (batch,).
+        patches: Positions of the masked patches among the selected (masked,), image by image.
+    """
+
+    index: Int[Tensor, 'batch slots']
+    rows: Int[Tensor, ' selected']
+    cls: Int[Tensor, ' batch']
+    patches: Int[Tensor, ' masked']
+
+    def to(self, device: torch.device) -> 'TokenSelection':
+        """Return the same selection on another device."""
+        parts = (self.index, self.rows, self.cls, self.patches)
+        return TokenSelection(*(part.to(device, non_blocking=True) for part in parts))
+
+
+def select_tokens(mask: Bool[Tensor, 'batch patches'], num_prefix: int) -> TokenSelection:
+    """Select the class token and the masked patches of every image.
+
+    Args:
+        mask: True at the masked patches.
+        num_prefix: Number of class and register tokens before the patches; at least 1.
+    """
+    counts = mask.sum(dim=1)  # (batch,)
+    slots = 1 + (int(counts.max()) if len(counts) else 0)
+    # a stable sort puts the masked patches first, in row-major order
+    order = torch.sort(mask.logical_not().to(torch.uint8), dim=1, stable=True).indices
+    index = F.pad(order[:, : slots - 1] + num_prefix, (1, 0))  # (batch, slots)
+    used = torch.arange(slots, device=mask.device) <= counts[:, None]
+    index = index.masked_fill(used.logical_not(), 0)
+    rows = used.flatten().nonzero()[:, 0]
+    is_class = rows % slots == 0
+    cls, patches = is_class.nonzero()[:, 0], is_class.logical_not().nonzero()[:, 0]
+    return TokenSelection(index, rows, cls, patches)
+
+
+def patch_grid(vit: VisionTransformer, images: Float[Tensor, 'b c h w']) -> GridSize:
+    """Return the patch grid of a batch of images.
+
+    Raises:
+        ImageError: If the images do not have the model's bands or do not divide into patches.
+    """
+    height, width = vit.patch_embed.patch_size
+    bands = vit.patch_embed.proj.in_channels
+    if images.shape[1] != bands:
+        raise ImageError(
+            f'The images have {images.shape[1]} bands, the model takes {bands}: '
+            'select bands, or build the model with in_chans set to the number of bands.'
+        )
+    if images.shape[2] % height or images.shape[3] % width or 0 in images.shape[2:]:
+        raise ImageError(
+            f'Images of {images.shape[2]} x {images.shape[3]} pixels do not divide into patches of '
+            f'{height} x {width}: choose an image size that is a multiple of the patch size.'
+        )
+    return GridSize(images.shape[2] // height, images.shape[3] // width)
+
+
+def _native_grid(vit: VisionTransformer) -> GridSize | None:
+    grid = vit.patch_embed.grid_size
+    return None if grid is None else GridSize(*grid)
+
+
+def embed_tokens(
+    vit: VisionTransformer,
+    images: Float[Tensor, 'b c h w'],
+    mask: Bool[Tensor, 'b patches'] | None = None,
+    mask_token: Float[Tensor, '1 dim'] | None = None,
+) -> Float[Tensor, 'b tokens dim']:
+    """Embed images: patches, mask token, class and register tokens, positions.
+
+    Args:
+        vit: The model.
+        images: Normalised images.
+        mask: True where a patch is replaced by ``mask_token`` before positions are added.
+        mask_token: The replacement; needed with ``mask``.
+
+    Returns:
+        Prefix tokens (class, registers) followed by the patches in row-major order.
+    """
+    grid = patch_grid(vit, images)
+    x = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)  # (b, d, h, w) -> (b, h*w, d)
+    x = vit.patch_embed.norm(x)
+    if mask is not None:
+        assert mask_token is not None, 'a mask needs a mask token'
+        x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
+    prefix = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
+    tokens = [t.expand(len(x), -1, -1) for t in prefix]
+    if vit.pos_embed is None:
+        x = torch.cat([*tokens, x], dim=1)
+    elif vit.no_embed_class:
+        position = resample_pos_embed(vit.pos_embed, grid, 0, _native_grid(vit))
+        x = torch.cat([*tokens, x + position], dim=1)
+    else:
+        count = vit.num_prefix_tokens
+        position = resample_pos_embed(vit.pos_embed, grid, count, _native_grid(vit))
+        x = torch.cat([*tokens, x], dim=1) + position
+    out: Tensor = vit.norm_pre(vit.pos_drop(x))
+    return out
+
+
+def _run(vit: VisionTransformer, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for block in blocks:
+        if vit.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = block(x)
+    return x
+
+
+def encode(
+    vit: VisionTransformer,
+    images: Float[Tensor, 'b c h w'],
+    mask: Bool[Tensor, 'b patches'] | None = None,
+    mask_token: Float[Tensor, '1 dim'] | None = None,
+) -> Float[Tensor, 'b tokens dim']:
+    """Return all tokens after the final norm. Arguments as in :func:`embed_tokens`."""
+    x = _run(vit, list(vit.blocks), embed_tokens(vit, images, mask, mask_token))
+    out: Tensor = vit.norm(x)
+    return out
+
+
+def encode_selected(
+    vit: VisionTransformer,
+    images: Float[Tensor, 'b c h w'],
+    selection: TokenSelection,
+    mask: Bool[Tensor, 'b patches'] | None = None,
+    mask_token: Float[Tensor, '1 dim'] | None = None,
+) -> Float[Tensor, 'selected dim']:
+    """Return only selected tokens after the final norm, with no more work than they need.
+
+    Equal to gathering from :func:`encode`; the last block computes keys and values for all
+    tokens but queries, projection and MLP only for the selected ones.
+    """
+    x = _run(vit, list(vit.blocks)[:-1], embed_tokens(vit, images, mask, mask_token))
+    out: Tensor = vit.norm(block_rows(vit.blocks[-1], x, selection))
+    return out
+
+
+def block_rows(
+    block: nn.Module, x: Float[Tensor, 'b tokens dim'], selection: TokenSelection
+) -> Float[Tensor, 'selected dim']:
+    """Evaluate a pre-norm block at selected tokens only.
+
+    A block that is not timm's standard one is evaluated in full and gathered from.
+    """
+    gather = selection.index[..., None].expand(-1, -1, x.shape[-1])  # (b, slots, d)
+    if not _prunable(block):
+        return block(x).gather(1, gather).flatten(0, 1)[selection.rows]
+    y = block.norm1(x)
+    rows = _attend(block.attn, y, y.gather(1, gather))
+    rows = x.gather(1, gather) + block.drop_path1(block.ls1(rows))
+    if _dropping(block.drop_path2):  # drops whole images: needs the batch axis
+        rows = rows + block.drop_path2(block.ls2(block.mlp(block.norm2(rows))))
+        return rows.flatten(0, 1)[selection.rows]
+    rows = rows.flatten(0, 1)[selection.rows]  # (b, slots, d) -> (selected, d)
+    out: Tensor = rows + block.ls2(block.mlp(block.norm2(rows)))
+    return out
+
+
+def _dropping(path: nn.Module) -> bool:
+    return path.training and not isinstance(path, nn.Identity)
+
+
+def _prunable(block: nn.Module) -> bool:
+    if type(block) is not Block or type(block.attn) is not Attention:
+        return False
+    attn = block.attn
+    return attn.gate is None and isinstance(attn.qkv, nn.Linear | LoRALinear)
+
+
+def _attend(
+    attn: Attention, y: Float[Tensor, 'b tokens dim'], queries: Float[Tensor, 'b slots dim']
+) -> Float[Tensor, 'b slots dim']:
+    """timm's ``Attention.forward`` with queries of some tokens only."""
+    width, heads = attn.attn_dim, attn.num_heads
+    q = linear_rows(attn.qkv, queries, 0, width).unflatten(-1, (heads, -1)).transpose(1, 2)
+    kv = linear_rows(attn.qkv, y, width, 3 * width).unflatten(-1, (2, heads, -1))
+    k, v = kv.permute(2, 0, 3, 1, 4)  # (b, tokens, 2, heads, d) -> 2 x (b, heads, tokens, d)
+    drop = attn.attn_drop.p if attn.training else 0.0
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+    out = attn.norm(out.transpose(1, 2).flatten(2))  # (b, heads, slots, d) -> (b, slots, d)
+    result: Tensor = attn.proj_drop(attn.proj(out))
+    return result
+
+
+def intermediate_tokens(
+    vit: VisionTransformer,
+    images: Float[Tensor, 'b c h w'],
+    blocks: Sequence[int],
+    norm: bool = True,
+) -> list[Float[Tensor, 'b tokens dim']]:
+    """Return the tokens after each of some blocks.
+
+    Args:
+        vit: The model.
+        images: Normalised images.
+        blocks: 0-based block indices, negative ones from the end.
+        norm: Whether the model's final norm is applied to each output, as DINOv2 does.
+    """
+    wanted = [index % len(vit.blocks) for index in blocks]
+    outputs: dict[int, Tensor] = {}
+    x = embed_tokens(vit, images)
+    for index, block in enumerate(vit.blocks):
+        x = _run(vit, [block], x)
+        if index in wanted:
+            outputs[index] = vit.norm(x) if norm else x
+    return [outputs[index] for index in wanted]
+
+
+def patch_tokens(
+    vit: VisionTransformer, tokens: Float[Tensor, 'b tokens dim']
+) -> Float[Tensor, 'b patches dim']:
+    """Return the patch tokens without class and register tokens."""
+    return tokens[:, vit.num_prefix_tokens :]
+
+
+def global_token(
+    vit: VisionTransformer, tokens: Float[Tensor, 'b tokens dim']
+) -> Float[Tensor, 'b dim']:
+    """Return one vector an image: the class token, or the mean patch where there is none."""
+    if vit.cls_token is None:
+        return patch_tokens(vit, tokens).mean(dim=1)
+    return tokens[:, 0]
