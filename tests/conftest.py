@@ -1,9 +1,21 @@
-"""Paths of optional real data and reference values, each skipped with a reason when absent."""
+"""Checked shapes, and paths of optional real data and reference values.
+
+Every fixture of a path skips with a reason where the folder is absent.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+from tests import typechecker
+
+# Before any test module imports the package: shapes in signatures are executed.
+install_import_hook(
+    [f'torchgeo_explora.{room}' for room in ('adapters', 'layers', 'losses', 'objectives')],
+    f'{typechecker.__name__}.typechecked',
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
