@@ -1,0 +1,6 @@
+"""Augmentation and normalisation of batches, on the device that the images are on."""
+
+from .multicrop import Crops, MultiCrop
+from .normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, Normalize
+
+__all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Crops', 'EvalTransform', 'MultiCrop', 'Normalize']
