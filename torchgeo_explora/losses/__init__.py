@@ -1,0 +1,21 @@
+"""Objectives of self-supervised learning, as functions with thin module forms."""
+
+from torchgeo_explora.losses.centering import SoftmaxCentering, sinkhorn_knopp, softmax_centering
+from torchgeo_explora.losses.dino import DINOLoss, dino_loss
+from torchgeo_explora.losses.ibot import IBOTPatchLoss, ibot_patch_loss, mask_weights
+from torchgeo_explora.losses.koleo import KoLeoLoss, koleo_loss
+from torchgeo_explora.losses.prototypes import prototype_cross_entropy
+
+__all__ = [
+    'DINOLoss',
+    'IBOTPatchLoss',
+    'KoLeoLoss',
+    'SoftmaxCentering',
+    'dino_loss',
+    'ibot_patch_loss',
+    'koleo_loss',
+    'mask_weights',
+    'prototype_cross_entropy',
+    'sinkhorn_knopp',
+    'softmax_centering',
+]
