@@ -1,0 +1,57 @@
+"""Write files so that a final name never holds half a file."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from torchgeo_explora.errors import OutputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its name once it is complete.
+
+    Args:
+        path: Final name of the file; its folder is created.
+
+    Yields:
+        The path to write to. It is flushed to disk and renamed when the block ends, and
+        removed when the block raises.
+
+    Raises:
+        OutputError: If the file cannot be written, for instance because the disk is full.
+    """
+    final = Path(path)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=f'.{final.name}.', suffix='.part')
+        os.close(handle)
+    except OSError as error:
+        raise _refused(final, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        _commit(temporary, final)
+    except OSError as error:
+        raise _refused(final, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _commit(temporary: Path, final: Path) -> None:
+    with temporary.open('rb+') as file:
+        os.fsync(file.fileno())
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 would hide results from colleagues
+    temporary.replace(final)
+
+
+def _refused(final: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f'{final} could not be written ({error.strerror or error}): nothing was left behind. '
+        'Choose a folder that exists or can be created, is writable and has free space.'
+    )
