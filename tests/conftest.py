@@ -6,6 +6,9 @@ Every fixture of a path skips with a reason where the folder is absent.
 import os
 from pathlib import Path
 
+# One thread a process: results do not depend on the machine, and parallel workers do not contend.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 from jaxtyping import install_import_hook
 
