@@ -22,9 +22,11 @@ def sinkhorn_knopp(
     From ``Q = exp(logits / temperature)``, each iteration scales the prototypes to the same
     total and then the samples to the same total. Only the scales are iterated: the result is
     ``u_k Q_ik v_i`` with a factor u for each prototype and v for each sample, and the matrix
-    itself is written once. Any constant that is common to all samples cancels, their number
-    included; so each sample's largest logit can be taken out before the exponential, and put
-    back into the first v, without changing the result.
+    itself is written once. What is common to all entries cancels, the number of samples
+    included. So does what is common to a prototype or a sample: each prototype's largest
+    logit over all ranks, and then each sample's, is taken out before the exponential, and the
+    samples' put into the first v. Every row and every column then holds a 1, and no spread of
+    the logits overflows a sum or makes it vanish.
 
     The sums run over the samples of all ranks where ``torch.distributed`` is initialised. All
     ranks must then call this function, with as many samples as each has, none included.
@@ -43,17 +45,21 @@ def sinkhorn_knopp(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.autocast(logits.device.type, enabled=False):  # matrix-vector products stay exact
         q = logits.to(dtype, copy=True).div_(temperature)
-        peak = q.amax(dim=1)  # (samples,)
-        q.sub_(peak[:, None]).exp_()
-        highest = _all_reduce(torch.cat([peak, peak.new_tensor([-torch.inf])]).max(), 'MAX')
-        v = (peak - highest).exp()
+        q.sub_(_all_reduce(_largest(q), 'MAX'))
+        v = q.amax(dim=1)  # (samples,)
+        q.sub_(v[:, None]).exp_()
+        v.exp_()
         u = q.new_ones(q.shape[1])
         for _ in range(iterations):
-            # a prototype that underflows for every sample has no mass to share out: its 0 stays 0
-            totals = _all_reduce(q.mT @ v).clamp_(min=torch.finfo(dtype).tiny)
-            u = 1 / (q.shape[1] * totals)
+            totals = _all_reduce(q.mT @ v)  # (prototypes,)
+            u = totals.amin() / totals  # at most 1: u and v stay in range however often
             v = 1 / (q @ u)
         return q.mul_(u).mul_(v[:, None])
+
+
+def _largest(q: Float[Tensor, 'samples prototypes']) -> Float[Tensor, ' prototypes']:
+    """Return the largest value of each column, -inf without any row."""
+    return q.amax(dim=0) if len(q) > 0 else q.new_full((q.shape[1],), -torch.inf)
 
 
 def softmax_centering(
