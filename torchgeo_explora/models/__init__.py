@@ -1,0 +1,58 @@
+"""Vision transformers, their weights, and strict loading.
+
+Importing this sub-package registers the models with timm and, where it is installed, TorchGeo.
+"""
+
+from torchgeo_explora.models._loading import (
+    Checkpoint,
+    Conversion,
+    LoadReport,
+    convert_state_dict,
+    create_backbone,
+    load_backbone,
+    read_checkpoint,
+    read_metadata,
+    save_backbone,
+)
+from torchgeo_explora.models.builders import (
+    ENTRIES as _ENTRIES,
+)
+from torchgeo_explora.models.builders import (
+    explora_vit_base,
+    explora_vit_large,
+    explora_vit_small,
+)
+from torchgeo_explora.models.explora_vit import DINOv2VisionTransformer
+from torchgeo_explora.models.registry import find_weights, register_with_torchgeo
+from torchgeo_explora.models.weights import (
+    ViTBase14_DINOv2_ExPLoRA_Weights,
+    ViTBase14_DINOv2_Natural_Weights,
+    ViTLarge14_DINOv2_ExPLoRA_Weights,
+    ViTLarge14_DINOv2_Natural_Weights,
+    ViTSmall14_DINOv2_Natural_Weights,
+)
+
+__all__ = [
+    'Checkpoint',
+    'Conversion',
+    'DINOv2VisionTransformer',
+    'LoadReport',
+    'ViTBase14_DINOv2_ExPLoRA_Weights',
+    'ViTBase14_DINOv2_Natural_Weights',
+    'ViTLarge14_DINOv2_ExPLoRA_Weights',
+    'ViTLarge14_DINOv2_Natural_Weights',
+    'ViTSmall14_DINOv2_Natural_Weights',
+    'convert_state_dict',
+    'create_backbone',
+    'explora_vit_base',
+    'explora_vit_large',
+    'explora_vit_small',
+    'find_weights',
+    'load_backbone',
+    'read_checkpoint',
+    'read_metadata',
+    'register_with_torchgeo',
+    'save_backbone',
+]
+
+register_with_torchgeo(_ENTRIES)

@@ -1,0 +1,223 @@
+"""Build a vision transformer and load weights into it, strictly and with a full report."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora._typing import GridSize
+from torchgeo_explora.errors import WeightsError
+from torchgeo_explora.models._architecture import (
+    Architecture,
+    architecture_of,
+    architecture_of_tensors,
+    find_root,
+)
+from torchgeo_explora.models._build import build_backbone, image_size
+from torchgeo_explora.models._checkpoint import (
+    Checkpoint,
+    flatten_tensors,
+    read_checkpoint,
+    read_metadata,
+)
+from torchgeo_explora.models._convert import MASK_TOKEN, Conversion, convert_state_dict
+from torchgeo_explora.models._saving import save_backbone
+from torchgeo_explora.models._sources import open_weights
+
+__all__ = [
+    'Checkpoint',
+    'Conversion',
+    'LoadReport',
+    'convert_state_dict',
+    'create_backbone',
+    'load_backbone',
+    'read_checkpoint',
+    'read_metadata',
+    'save_backbone',
+]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadReport:
+    """What loading did with every key.
+
+    Args:
+        source: Where the weights came from; None if the model was initialised at random.
+        architecture: Sizes of the model.
+        renamed: Key of the source -> key of the model, where they differ.
+        dropped: Keys of the source that nothing was taken from.
+        added: Keys that the source does not have; ``mask_token`` is then zeros, and all others
+            keep the model's initial values.
+        changed: Key of the model -> what was done to its values.
+        dtypes: Number types of the source's tensors that were taken, for instance ``float16``.
+        mask_token: The token (1, width) that replaces masked patches.
+        metadata: Metadata of the file.
+    """
+
+    source: str | None
+    architecture: Architecture
+    renamed: dict[str, str]
+    dropped: tuple[str, ...]
+    added: tuple[str, ...]
+    changed: dict[str, str]
+    dtypes: tuple[str, ...]
+    mask_token: Tensor
+    metadata: dict[str, str]
+
+    def summary(self) -> str:
+        """Describe the outcome, one line a point."""
+        if self.source is None:
+            return f'Initialised at random: {self.architecture.describe()}.'
+        lines = [f'{self.source}: {self.architecture.describe()}.']
+        lines += [f'Changed: {key} {what}.' for key, what in self.changed.items()]
+        for what, keys in (('Dropped', self.dropped), ('Added', self.added)):
+            lines += [f'{what}: {", ".join(keys)}.'] if keys else []
+        lines += [f'Renamed: {len(self.renamed)} keys.'] if self.renamed else []
+        return '\n'.join(lines)
+
+
+def create_backbone(
+    name: str,
+    weights: str | Path | WeightsEnum | bool | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
+    *,
+    seed: int | None = None,
+    **kwargs: Any,  # noqa: ANN401  # timm's own
+) -> tuple[VisionTransformer, LoadReport]:
+    """Build any plain vision transformer of timm and load weights into it.
+
+    The model has no classifier, takes images of any size that divides into patches, and keeps
+    the grid of position embeddings that the weights have, unless ``img_size`` asks for another:
+    then they are resampled once, as DINOv2 does it.
+
+    Args:
+        name: Name of a timm model, stock or of this package, with or without a tag.
+        weights: None or False initialises at random; True downloads timm's own weights of the
+            name; a path, or a member of a weights enum or its name
+            (``'ViTBase14_DINOv2_ExPLoRA_Weights.FMOW_RGB'``), loads those.
+        img_size: Side, or height and width, in pixels, that position embeddings are stored for.
+        in_chans: Bands of the images; weights of three bands are adapted, see
+            :func:`convert_state_dict`.
+        seed: Seed of the random initialisation; the global generator is used when not given.
+        **kwargs: Further arguments of the timm model, for instance ``drop_path_rate``.
+
+    Returns:
+        The model in float32 and evaluation mode, and a report of every key.
+
+    Raises:
+        ConfigError: If the name or an argument is not possible.
+        WeightsError: If the weights cannot be read or do not fit.
+    """
+    checkpoint = open_weights(name, weights)
+    size = image_size(img_size) if img_size is not None else _native_size(checkpoint)
+    model = build_backbone(name, size, in_chans, seed, kwargs)
+    report = _random_report(model) if checkpoint is None else load_backbone(model, checkpoint)
+    return model.eval(), report
+
+
+def load_backbone(
+    model: VisionTransformer, source: str | Path | Checkpoint | Mapping[str, Any]
+) -> LoadReport:
+    """Load weights into a model, strictly: a tensor too few or too many is an error.
+
+    Args:
+        model: The model; left as it was if loading fails.
+        source: A file, what was read from one, or a state dict (nested or flat).
+
+    Returns:
+        A report of every key.
+
+    Raises:
+        WeightsError: If the file cannot be read, or the weights are of another architecture,
+            incomplete, or not finite.
+    """
+    if isinstance(source, str | Path):
+        checkpoint = read_checkpoint(source)
+    elif isinstance(source, Checkpoint):
+        checkpoint = source
+    else:
+        checkpoint = Checkpoint(flatten_tensors(source))
+    found = convert_state_dict(
+        checkpoint.tensors, model, source=checkpoint.source, source_grid=_stored_grid(checkpoint)
+    )
+    _check_finite(found, checkpoint.source)
+    heads = [key for key in found.added if key != MASK_TOKEN]
+    outcome = model.load_state_dict(found.state, strict=False)
+    assert sorted(outcome.missing_keys) == sorted(heads), 'conversion and model disagree'
+    assert not outcome.unexpected_keys, 'conversion and model disagree'
+    return _report(model, checkpoint, found)
+
+
+def _report(model: VisionTransformer, checkpoint: Checkpoint, found: Conversion) -> LoadReport:
+    taken = [t for k, t in checkpoint.tensors.items() if k not in set(found.dropped)]
+    return LoadReport(
+        source=checkpoint.source,
+        architecture=architecture_of(model),
+        renamed=found.renamed,
+        dropped=found.dropped,
+        added=found.added,
+        changed=found.changed,
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix('torch.') for tensor in taken})),
+        mask_token=found.mask_token,
+        metadata=checkpoint.metadata,
+    )
+
+
+def _random_report(model: VisionTransformer) -> LoadReport:
+    return LoadReport(
+        source=None,
+        architecture=architecture_of(model),
+        renamed={},
+        dropped=(),
+        added=(*model.state_dict(), MASK_TOKEN),
+        changed={},
+        dtypes=(),
+        mask_token=torch.zeros(1, model.embed_dim),
+        metadata={},
+    )
+
+
+def _check_finite(found: Conversion, source: str) -> None:
+    tensors = {**found.state, MASK_TOKEN: found.mask_token}
+    broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise WeightsError(
+            f'{source} holds values that are not finite in {len(broken)} tensors (first: '
+            f'{broken[0]}): the training that wrote it diverged; use an earlier checkpoint.'
+        )
+
+
+def _native_size(checkpoint: Checkpoint | None) -> tuple[int, int] | None:
+    """Size of the images in pixels that the weights' position embeddings are stored for."""
+    if checkpoint is None:
+        return None
+    root = find_root(checkpoint.tensors, checkpoint.source)
+    inner = {k.removeprefix(root): t for k, t in checkpoint.tensors.items() if k.startswith(root)}
+    found = architecture_of_tensors(inner)
+    grid = _stored_grid(checkpoint)
+    if grid is None:
+        grid = found.native_grid()
+    if grid is None:
+        return None
+    return grid.height * found.patch[0], grid.width * found.patch[1]
+
+
+def _stored_grid(checkpoint: Checkpoint) -> GridSize | None:
+    text = checkpoint.metadata.get('grid')
+    if text is None:
+        return None
+    try:
+        height, width = json.loads(text)
+        return GridSize(int(height), int(width))
+    except (TypeError, ValueError):
+        raise WeightsError(
+            f'{checkpoint.source} names its grid as {text}: it must be [height, width] in patches; '
+            'write the file again.'
+        ) from None
