@@ -63,7 +63,7 @@ def test_logits_are_bottleneck_times_prototypes() -> None:
 def test_initial_weights() -> None:
     head = _head(in_dim=200, hidden_dim=300, bottleneck_dim=64, out_dim=500)
     for linear in (m for m in head.mlp.modules() if isinstance(m, nn.Linear)):
-        assert abs(float(linear.weight.std()) - 0.02) < 1e-3
+        assert abs(float(linear.weight.detach().std()) - 0.02) < 1e-3
         assert not linear.bias.any()
     assert torch.equal(head.last_layer.weight_g, torch.ones(500, 1))
     assert all(p.requires_grad for p in head.parameters())

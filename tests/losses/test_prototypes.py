@@ -15,6 +15,7 @@ from torchgeo_explora.losses import (
 )
 
 TEMPERATURE = 0.1
+_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm_.default}
 
 
 def _plain(f: Tensor, p: Tensor, targets: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ class _LargestTensor(TorchDispatchMode):
         made = result if isinstance(result, tuple | list) else [result]
         sizes = [x.numel() for x in made if isinstance(x, Tensor)]
         self.elements = max([self.elements, *sizes])
-        self.products += func is torch.ops.aten.mm.default
+        self.products += func in _PRODUCTS
         return result
 
 

@@ -119,5 +119,6 @@ class SoftmaxCentering(nn.Module):
         """
         total = logits.sum(dim=0, dtype=self.center.dtype)  # (prototypes,)
         total = _all_reduce(torch.cat([total, total.new_tensor([len(logits)])]))
-        if total[-1] > 0:
-            self.center.lerp_((total[:-1] / total[-1])[None], 1 - self.momentum)
+        count = total[-1]  # stays on the device: reading it would stall the GPU
+        share = (1 - self.momentum) * (count > 0).to(total.dtype)
+        self.center.lerp_((total[:-1] / count.clamp(min=1))[None], share)

@@ -88,18 +88,18 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         per_row = torch.empty(len(features), dtype=exact, device=features.device)
         with torch.autocast(features.device.type, enabled=False):
             matrix = prototypes.to(dtype)
+            # float16 has no room for the small factors of the gradients
+            back = matrix.to(exact) if dtype == torch.float16 else matrix
             for start in range(0, len(features), chunk):
                 part = slice(start, start + chunk)
                 scaled = features[part].to(exact) / temperature
                 target, weight = targets[rows[part]].to(exact), weights[part].to(exact)
                 per_row[part], slope = _chunk(scaled, matrix, target, weight, any(needs))
-                if slope is None:
-                    continue
-                slope = slope.to(torch.float32 if dtype == torch.float16 else dtype)
+                slope = slope.to(back.dtype)
                 if grad_features is not None:
-                    grad_features[part] = (slope @ matrix.to(slope.dtype)).to(exact) / temperature
+                    grad_features[part] = (slope @ back).to(exact) / temperature
                 if grad_prototypes is not None:
-                    grad_prototypes += slope.mT @ scaled.to(slope.dtype)
+                    _add_product(grad_prototypes, slope.mT, scaled.to(back.dtype))
         ctx.mark_non_differentiable(per_row)
         ctx.save_for_backward(grad_features, grad_prototypes)
         ctx.dtypes = features.dtype, prototypes.dtype
@@ -116,15 +116,28 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
 
 
 def _chunk(
-    scaled: Tensor, matrix: Tensor, target: Tensor, weight: Tensor, differentiate: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return weighted losses and, where wanted, their slope by the logits of one chunk."""
-    logits = scaled.to(matrix.dtype) @ matrix.mT
+    scaled: Float[Tensor, 'chunk width'],
+    matrix: Float[Tensor, 'prototypes width'],
+    target: Float[Tensor, 'chunk prototypes'],
+    weight: Float[Tensor, ' chunk'],
+    differentiate: bool,
+) -> tuple[Float[Tensor, ' chunk'], Float[Tensor, 'slopes prototypes']]:
+    """Return weighted losses and their slope by the logits, left empty where it is not wanted."""
+    logits = scaled.to(matrix.dtype) @ matrix.mT  # (chunk, prototypes)
     log_p = torch.log_softmax(logits, dim=1, dtype=target.dtype)
     del logits
     loss = -weight * (target * log_p).sum(dim=1)
     if not differentiate:
-        return loss, None
+        return loss, log_p[:0]
     mass = target.sum(dim=1, keepdim=True)
-    slope = log_p.exp_().mul_(mass).sub_(target).mul_(weight[:, None])
-    return loss, slope
+    return loss, log_p.exp_().mul_(mass).sub_(target).mul_(weight[:, None])
+
+
+def _add_product(
+    total: Float[Tensor, 'n m'], a: Float[Tensor, 'n k'], b: Float[Tensor, 'k m']
+) -> None:
+    """Add a matrix product to a total, which may be of a wider type than the factors."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
