@@ -3,6 +3,7 @@
 Importing this sub-package registers the models with timm and, where it is installed, TorchGeo.
 """
 
+from torchgeo_explora.models._describe import describe_file
 from torchgeo_explora.models._loading import (
     Checkpoint,
     Conversion,
@@ -44,6 +45,7 @@ __all__ = [
     'ViTSmall14_DINOv2_Natural_Weights',
     'convert_state_dict',
     'create_backbone',
+    'describe_file',
     'explora_vit_base',
     'explora_vit_large',
     'explora_vit_small',

@@ -1,13 +1,13 @@
 """Build a plain vision transformer by its timm name, or say why that is not possible."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import timm
 import torch
-from timm.models import split_model_name_tag
 from timm.layers.patch_embed import PatchEmbed
+from timm.models import split_model_name_tag
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
@@ -19,7 +19,7 @@ _ALLOWED = (
 )
 
 
-def image_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+def image_size(size: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of an image size given as one side or as both.
 
     Args:
@@ -28,12 +28,13 @@ def image_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     Raises:
         ConfigError: If it is neither.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+    pair: tuple[object, ...] = (size, size) if isinstance(size, int) else tuple(size)
+    sides = [side for side in pair if isinstance(side, int) and side > 0]
+    if len(pair) != 2 or len(sides) != 2:
         raise ConfigError(
             f'img_size is {size}: give one side, or height and width, as positive whole pixels.'
         )
-    return pair[0], pair[1]
+    return sides[0], sides[1]
 
 
 def build_backbone(

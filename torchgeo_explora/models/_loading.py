@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora._typing import GridSize
+from torchgeo_explora.adapters.state import FORMAT as ADAPTER_FORMAT
 from torchgeo_explora.errors import WeightsError
 from torchgeo_explora.models._architecture import (
     Architecture,
@@ -144,6 +145,7 @@ def load_backbone(
         checkpoint = source
     else:
         checkpoint = Checkpoint(flatten_tensors(source))
+    _refuse_adapter(checkpoint)
     found = convert_state_dict(
         checkpoint.tensors, model, source=checkpoint.source, source_grid=_stored_grid(checkpoint)
     )
@@ -153,6 +155,14 @@ def load_backbone(
     assert sorted(outcome.missing_keys) == sorted(heads), 'conversion and model disagree'
     assert not outcome.unexpected_keys, 'conversion and model disagree'
     return _report(model, checkpoint, found)
+
+
+def _refuse_adapter(checkpoint: Checkpoint) -> None:
+    if checkpoint.metadata.get('format') == ADAPTER_FORMAT:
+        raise WeightsError(
+            f'{checkpoint.source} holds only what an adaptation changed: load the base weights '
+            'and apply it with load_adapter, or pass the merged file beside it.'
+        )
 
 
 def _report(model: VisionTransformer, checkpoint: Checkpoint, found: Conversion) -> LoadReport:
@@ -198,6 +208,7 @@ def _native_size(checkpoint: Checkpoint | None) -> tuple[int, int] | None:
     """Size of the images in pixels that the weights' position embeddings are stored for."""
     if checkpoint is None:
         return None
+    _refuse_adapter(checkpoint)
     root = find_root(checkpoint.tensors, checkpoint.source)
     inner = {k.removeprefix(root): t for k, t in checkpoint.tensors.items() if k.startswith(root)}
     found = architecture_of_tensors(inner)

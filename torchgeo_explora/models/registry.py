@@ -7,14 +7,13 @@ place below the tasks that looks for TorchGeo; everything works without it.
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import EnumMeta
 from typing import Any
 
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.errors import ConfigError
-from torchgeo_explora.models import weights as _weights
+from torchgeo_explora.models.weights import ENUMS
 
 Builder = Callable[..., nn.Module]
 
@@ -74,21 +73,15 @@ def find_weights(name: str) -> WeightsEnum:
     Raises:
         ConfigError: If there is none; those of this package are listed.
     """
-    own = {str(member): member for member in _own_members()}
+    own: dict[str, WeightsEnum] = {str(m): m for enum in ENUMS for m in enum}
     if name in own:
         return own[name]
     tables = _torchgeo_tables()
-    theirs = () if tables is None else tables[1].values()
-    for enum in theirs:
-        for member in enum:
-            if str(member) == name:
-                return member
+    enums: set[type[WeightsEnum]] = set() if tables is None else set(tables[1].values())
+    theirs = {str(member): member for enum in enums for member in enum}
+    if name in theirs:
+        return theirs[name]
     raise ConfigError(
         f'There are no weights named {name}: use one of {", ".join(sorted(own))}, one of '
         'TorchGeo, or the path of a file.'
     )
-
-
-def _own_members() -> list[WeightsEnum]:
-    enums = [v for k, v in vars(_weights).items() if k.endswith('_Weights')]
-    return [member for enum in enums if isinstance(enum, EnumMeta) for member in enum]

@@ -91,3 +91,12 @@ class ViTLarge14_DINOv2_Natural_Weights(WeightsEnum):
     """ViT-L/14 of DINOv2 on natural images (Oquab et al. 2024), a start for ExPLoRA."""
 
     LVD142M = _dinov2('explora_vit_large_patch14_dinov2', 'dinov2_vitl14', 304_367_616)
+
+
+ENUMS: tuple[type[WeightsEnum], ...] = (
+    ViTBase14_DINOv2_ExPLoRA_Weights,
+    ViTBase14_DINOv2_Natural_Weights,
+    ViTLarge14_DINOv2_ExPLoRA_Weights,
+    ViTLarge14_DINOv2_Natural_Weights,
+    ViTSmall14_DINOv2_Natural_Weights,
+)
