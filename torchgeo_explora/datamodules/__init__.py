@@ -1,0 +1,6 @@
+"""Data modules in TorchGeo's form, whose batches are neither normalised nor augmented."""
+
+from ._sampler import ResumableSampler
+from .folder import FolderDataModule
+
+__all__ = ['FolderDataModule', 'ResumableSampler']
