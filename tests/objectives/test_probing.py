@@ -1,7 +1,9 @@
 """Probes against slow references: independent optimizers, loops over images, scikit-learn."""
 
+import copy
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from torchgeo_explora.objectives.probing import (
     ProbeBank,
     Progress,
     batches_hash,
+    cosine_to_zero,
     extract_features,
     knn,
     linear_probe,
@@ -29,6 +32,7 @@ from torchgeo_explora.objectives.probing import (
     save_features,
     weights_hash,
 )
+from torchgeo_explora.objectives.probing.linear import PAPER_LEARNING_RATES
 from torchgeo_explora.objectives.probing.logistic import fit_logistic, objective
 
 
@@ -229,7 +233,7 @@ def reference_probe(
     assert val.labels is not None
     out = {}
     for blocks, pooled in config.inputs:
-        weights = bank.get_buffer(f'weight_{blocks}{"_avg" if pooled else ""}').clone()
+        weights = bank.weights[f'{blocks}{"_avg" if pooled else ""}'].detach()
         for row, rate in enumerate(config.learning_rates):
             layer = nn.Linear(weights.shape[2], weights.shape[1])
             layer.weight.data.copy_(weights[row])
@@ -264,27 +268,34 @@ def test_all_28_classifiers_equal_28_independent_torch_optimizers() -> None:
         key = f'{score.blocks}{"_avg" if score.average_pool else ""}'
         row = place % 7
         torch.testing.assert_close(
-            result.bank.get_buffer(f'weight_{key}')[row], weight, rtol=1e-4, atol=1e-6
+            result.bank.weights[key][row].detach(), weight, rtol=1e-4, atol=1e-6
         )
         torch.testing.assert_close(
-            result.bank.get_buffer(f'bias_{key}')[row], bias, rtol=1e-4, atol=1e-6
+            result.bank.biases[key][row].detach(), bias, rtol=1e-4, atol=1e-6
         )
         assert score.accuracy == pytest.approx(accuracy, abs=1e-9)
 
 
 def test_the_schedule_is_a_cosine_to_zero_scaled_with_the_batch() -> None:
-    config = LinearProbeConfig(batch_size=64, iterations=10)
-    assert config.rates(0) == pytest.approx([rate / 4 for rate in config.learning_rates])
-    assert config.rates(5) == pytest.approx([rate / 8 for rate in config.learning_rates])
-    assert max(config.rates(10)) == pytest.approx(0, abs=1e-12)
+    bank = ProbeBank(LinearProbeConfig(batch_size=64), 3, 2, 4)
+    optimizer = bank.optimizer()
+    assert optimizer.param_groups[0]['rates'] == tuple(rate / 4 for rate in PAPER_LEARNING_RATES)
+    schedule = cosine_to_zero(optimizer, 10)
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        schedule.step()
+    expected = [(1 + math.cos(math.pi * step / 10)) / 2 for step in range(11)]
+    assert rates == pytest.approx(expected, abs=1e-9)
     assert LinearProbeConfig.paper().iterations == 15_000
 
 
 def test_initial_weights_have_the_papers_spread() -> None:
     bank = ProbeBank(LinearProbeConfig(), 384, 10, 4)
-    assert bank.get_buffer('weight_4_avg').std().item() == pytest.approx(0.01, rel=0.01)
-    assert bank.get_buffer('weight_4_avg').shape == (7, 10, 5 * 384)
-    assert not bank.get_buffer('bias_4_avg').any()
+    assert bank.weights['4_avg'].std().item() == pytest.approx(0.01, rel=0.01)
+    assert bank.weights['4_avg'].shape == (7, 10, 5 * 384)
+    assert not bank.biases['4_avg'].any()
 
 
 def test_batches_pass_through_all_images_before_any_comes_again() -> None:
@@ -321,21 +332,25 @@ def test_a_diverged_classifier_scores_nothing() -> None:
     assert not result.best.diverged
 
 
-def test_a_bank_resumes_from_its_state_dict() -> None:
+def test_a_bank_resumes_from_its_state_dicts() -> None:
     train = blobs(64, 0)
-    assert train.labels is not None
     config = LinearProbeConfig(batch_size=16, iterations=8)
-    banks = [ProbeBank(config, 16, 5, 4) for _ in range(2)]
-    stream = sample_stream(64, 16, 0)
-    for step, index in zip(range(8), stream, strict=False):
+    bank = ProbeBank(config, 16, 5, 4)
+    unbroken = ProbeBank(config, 16, 5, 4)
+    sgd, other = bank.optimizer(), unbroken.optimizer()
+    for step, index in zip(range(8), sample_stream(64, 16, 0), strict=False):
         if step == 3:
-            fresh = ProbeBank(LinearProbeConfig(batch_size=16, iterations=8, seed=9), 16, 5, 4)
-            fresh.load_state_dict(banks[1].state_dict())
-            banks[1] = fresh
-        for bank in banks:
-            bank.step(bank.stack(train)[index], train.labels[index])
-    for name, value in banks[0].state_dict().items():
-        assert torch.equal(value, banks[1].state_dict()[name]), name
+            states = copy.deepcopy((bank.state_dict(), sgd.state_dict()))
+            bank = ProbeBank(replace(config, seed=9), 16, 5, 4)
+            sgd = bank.optimizer()
+            bank.load_state_dict(states[0])
+            sgd.load_state_dict(states[1])
+        for heads, optimizer in ((bank, sgd), (unbroken, other)):
+            optimizer.zero_grad()
+            heads(heads.stack(train)[index], train.require_labels()[index]).backward()
+            optimizer.step()
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(value, bank.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
@@ -355,21 +370,21 @@ def test_impossible_configurations_are_refused(wrong: dict[str, tuple[float, ...
 
 
 @pytest.mark.slow
-def test_the_default_takes_less_than_fifteen_seconds() -> None:
+def test_the_default_takes_less_than_fifteen_seconds_on_two_cores() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(10, (5000,), generator=generator)
     cls = torch.randn(5000, 4, 384, generator=generator)
     features = Features(cls, cls[:, 3].clone(), labels)
-    before, cpu = torch.get_num_threads(), time.process_time()
+    config = LinearProbeConfig()
+    threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        start = time.perf_counter()
-        linear_probe(features, features.select(torch.arange(1000)))
-        wall, busy = time.perf_counter() - start, time.process_time() - cpu
+        torch.set_num_threads(1)
+        start = time.process_time()  # of one thread: what other programs do is not counted
+        linear_probe(features, features, config=replace(config, iterations=config.iterations // 8))
+        seconds = 8 * (time.process_time() - start)
     finally:
-        torch.set_num_threads(before)
-    # CPU time over two threads: what the wall clock shows on a machine that does nothing else
-    assert min(wall, busy / 2) < 15
+        torch.set_num_threads(threads)
+    assert seconds < 2 * 15
 
 
 # ---------------------------------------------------------------------------- logistic
@@ -397,10 +412,10 @@ def test_the_minimum_is_lower_than_its_neighbourhood() -> None:
 
 def test_logistic_regression_equals_scikit_learn() -> None:
     linear_model = pytest.importorskip('sklearn.linear_model')
-    train, test = blobs(300, 0, noise=4.0), blobs(200, 1, noise=4.0)
+    train, test = blobs(150, 0, noise=4.0), blobs(200, 1, noise=4.0)
     x, y = (part.inputs(1, True).double() for part in (train, test))
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
-    peer = linear_model.LogisticRegression(C=0.3, max_iter=5000, tol=1e-10)
+    peer = linear_model.LogisticRegression(C=0.3, max_iter=5000, tol=1e-8)
     peer.fit(((x - mean) / std).numpy(), train.require_labels().numpy())
     expected = peer.predict(((y - mean) / std).numpy())
     result = logistic_regression(train, test, strength=0.3)

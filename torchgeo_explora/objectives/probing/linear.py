@@ -2,19 +2,21 @@
 
 Seven learning rates times last one or four blocks times with or without the mean patch token, by
 SGD on the sum of their cross-entropies. No classifier's gradient touches another's weights, so
-the learning rates of one set of inputs are one matrix product, and the update is written out for
-all of them; it equals ``torch.optim.SGD`` on each. The inputs are slices of one tensor.
+the learning rates of one set of inputs are stacked into one parameter: one matrix product, and one
+update with a learning rate for each row. The inputs are slices of one tensor.
 """
 
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.objectives.probing.features import Features, Progress, check_blocks
@@ -76,11 +78,6 @@ class LinearProbeConfig:
         """All pairs of a number of last blocks and whether the mean patch token is appended."""
         return list(itertools.product(self.blocks, self.average_pool))
 
-    def rates(self, iteration: int) -> list[float]:
-        """Learning rates at a 0-based iteration."""
-        factor = (1 + math.cos(math.pi * iteration / self.iterations)) / 2
-        return [rate * self.batch_size / REFERENCE_BATCH * factor for rate in self.learning_rates]
-
 
 @dataclass(frozen=True)
 class ClassifierScore:
@@ -128,9 +125,7 @@ class LinearProbeResult:
 
 
 class ProbeBank(nn.Module):
-    """Linear classifiers for every pair of inputs and every learning rate, with their optimizer.
-
-    State lives in buffers, so that a checkpoint holds the classifiers and their momentum.
+    """Linear classifiers for every pair of inputs and every learning rate.
 
     Args:
         config: What is trained.
@@ -142,8 +137,6 @@ class ProbeBank(nn.Module):
         ConfigError: If more blocks are needed than there are, or there is no class.
     """
 
-    iteration: Int[Tensor, '']
-
     def __init__(
         self, config: LinearProbeConfig, dim: int, num_classes: int, available_blocks: int
     ) -> None:
@@ -153,17 +146,19 @@ class ProbeBank(nn.Module):
             raise ConfigError(
                 f'The probe was given {num_classes} classes: it needs at least 1 class.'
             )
-        self.config, self.dim, self.num_classes = config, dim, num_classes
-        self.available_blocks = available_blocks
+        self.config, self.dim, self.available_blocks = config, dim, available_blocks
         generator = torch.Generator().manual_seed(config.seed)
-        self.register_buffer('iteration', torch.zeros((), dtype=torch.int64))
+        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         for pair in config.inputs:
             shape = (len(config.learning_rates), num_classes, self._columns(*pair).width)
             weight = torch.empty(shape).normal_(0, config.weight_std, generator=generator)
-            self.register_buffer(f'weight_{_key(*pair)}', weight)
-            self.register_buffer(f'bias_{_key(*pair)}', torch.zeros(shape[:2]))
-            self.register_buffer(f'weight_momentum_{_key(*pair)}', torch.zeros(shape))
-            self.register_buffer(f'bias_momentum_{_key(*pair)}', torch.zeros(shape[:2]))
+            self.weights[_key(*pair)] = nn.Parameter(weight)
+            self.biases[_key(*pair)] = nn.Parameter(torch.zeros(shape[:2]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifiers are."""
+        return next(self.parameters()).device
 
     def _columns(self, blocks: int, average_pool: bool) -> '_Columns':
         start = (self.available_blocks - blocks) * self.dim
@@ -179,43 +174,31 @@ class ProbeBank(nn.Module):
     ) -> Float[Tensor, 'n rates classes']:
         """Logits of the classifiers of one pair of inputs, from :meth:`stack`."""
         key, columns = _key(blocks, average_pool), self._columns(blocks, average_pool)
-        weight = self.get_buffer(f'weight_{key}')
+        weight = self.weights[key]
         flat = x[:, columns.start : columns.stop] @ weight.flatten(0, 1).T  # (n, rates*classes)
-        out: Tensor = flat.unflatten(1, weight.shape[:2]) + self.get_buffer(f'bias_{key}')
+        out: Tensor = flat.unflatten(1, weight.shape[:2]) + self.biases[key]
         return out
 
-    @torch.no_grad()
-    def step(self, x: Float[Tensor, 'n all'], labels: Int[Tensor, ' n']) -> None:
-        """One SGD step of every classifier on the mean cross-entropy of a batch.
+    def forward(self, x: Float[Tensor, 'n all'], labels: Int[Tensor, ' n']) -> Float[Tensor, '']:
+        """Sum over all classifiers of their mean cross-entropy.
 
         Args:
             x: Features from :meth:`stack`.
             labels: Class indices.
         """
-        rates = x.new_tensor(self.config.rates(int(self.iteration)))
-        for pair in self.config.inputs:
-            self._update(x, labels, pair, rates)
-        self.iteration += 1
+        count = len(self.config.learning_rates)
+        answers = labels.repeat_interleave(count)  # (n,) -> (n*rates,)
+        terms = [
+            F.cross_entropy(self.logits(x, *pair).flatten(0, 1), answers)
+            for pair in self.config.inputs
+        ]
+        return count * torch.stack(terms).sum()  # the mean over rates, back to their sum
 
-    def _update(
-        self,
-        x: Float[Tensor, 'n all'],
-        labels: Int[Tensor, ' n'],
-        pair: tuple[int, bool],
-        rates: Float[Tensor, ' rates'],
-    ) -> None:
-        key, columns = _key(*pair), self._columns(*pair)
-        error = self.logits(x, *pair).softmax(dim=2)  # d(cross-entropy)/d(logits) = p - onehot
-        error[torch.arange(len(x), device=x.device), :, labels] -= 1
-        error /= len(x)
-        weight = self.get_buffer(f'weight_{key}')
-        gradient = error.flatten(1).T @ x[:, columns.start : columns.stop]  # (rates*classes, f)
-        momentum = self.get_buffer(f'weight_momentum_{key}')
-        momentum.mul_(self.config.momentum).add_(gradient.view_as(weight))
-        weight.addcmul_(momentum, rates[:, None, None], value=-1)
-        momentum = self.get_buffer(f'bias_momentum_{key}')
-        momentum.mul_(self.config.momentum).add_(error.sum(dim=0))
-        self.get_buffer(f'bias_{key}').addcmul_(momentum, rates[:, None], value=-1)
+    def optimizer(self) -> 'StackedSGD':
+        """SGD with the learning rates of the configuration, scaled with its batch size."""
+        config = self.config
+        rates = [rate * config.batch_size / REFERENCE_BATCH for rate in config.learning_rates]
+        return StackedSGD(self.parameters(), rates, config.momentum)
 
     @torch.no_grad()
     def predict(
@@ -223,8 +206,7 @@ class ProbeBank(nn.Module):
     ) -> Int[Tensor, 'n rates']:
         """Classes predicted by the classifiers of one pair of inputs, on the bank's device."""
         rows = self.stack(features).split(chunk)
-        parts = [self.logits(x.to(self.iteration.device), *pair).argmax(dim=2) for x in rows]
-        return torch.cat(parts)
+        return torch.cat([self.logits(x.to(self.device), *pair).argmax(dim=2) for x in rows])
 
     def score(self, features: Features) -> tuple[ClassifierScore, ...]:
         """Score every classifier on labelled features.
@@ -232,17 +214,59 @@ class ProbeBank(nn.Module):
         Raises:
             ConfigError: If the features have no labels.
         """
-        labels = features.require_labels().to(self.iteration.device)[:, None]
+        labels = features.require_labels().to(self.device)[:, None]
         scores = []
         for pair in self.config.inputs:
-            weight = self.get_buffer(f'weight_{_key(*pair)}')
             accuracies = (self.predict(features, pair) == labels).double().mean(dim=0).tolist()
-            finite = weight.isfinite().all(dim=2).all(dim=1).tolist()
+            finite = self.weights[_key(*pair)].isfinite().all(dim=2).all(dim=1).tolist()
             for rate, accuracy, fine in zip(
                 self.config.learning_rates, accuracies, finite, strict=True
             ):
                 scores.append(ClassifierScore(*pair, rate, accuracy if fine else 0.0, not fine))
         return tuple(scores)
+
+
+class StackedSGD(torch.optim.Optimizer):
+    """SGD with momentum whose parameters are stacks: row i has learning rate ``lr * rates[i]``.
+
+    Each row is updated as ``torch.optim.SGD`` would update it alone. ``lr`` is 1 and is what a
+    scheduler changes.
+
+    Args:
+        params: Parameters, each of ``len(rates)`` rows.
+        rates: Learning rate of each row.
+        momentum: SGD momentum, without dampening.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], rates: Sequence[float], momentum: float
+    ) -> None:
+        super().__init__(params, {'lr': 1.0, 'rates': tuple(rates), 'momentum': momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Do one step.
+
+        Args:
+            closure: Evaluates the loss again, as Lightning's does.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        state = self.state[parameter]
+        if 'momentum_buffer' not in state:
+            state['momentum_buffer'] = torch.zeros_like(parameter)
+        momentum = state['momentum_buffer'].mul_(group['momentum']).add_(gradient)
+        rates = parameter.new_tensor([group['lr'] * rate for rate in group['rates']])
+        parameter.addcmul_(momentum, rates.view(-1, *[1] * (parameter.ndim - 1)), value=-1)
 
 
 @dataclass(frozen=True)
@@ -276,6 +300,11 @@ def sample_stream(count: int, batch_size: int, seed: int) -> Iterator[Int[Tensor
         pending = pending[batch_size:]
 
 
+def cosine_to_zero(optimizer: torch.optim.Optimizer, iterations: int) -> CosineAnnealingLR:
+    """The paper's schedule, one step an iteration."""
+    return CosineAnnealingLR(optimizer, iterations)
+
+
 def train_bank(
     bank: ProbeBank, train: Features, progress: Callable[[Progress], None] | None = None
 ) -> None:
@@ -289,13 +318,19 @@ def train_bank(
     Raises:
         ConfigError: If the features have no labels.
     """
-    place, total = bank.iteration.device, bank.config.iterations
-    x, labels = bank.stack(train).to(place), train.require_labels().to(place)
+    total = bank.config.iterations
+    x, labels = bank.stack(train).to(bank.device), train.require_labels().to(bank.device)
     stream = sample_stream(len(x), bank.config.batch_size, bank.config.seed)
+    optimizer = bank.optimizer()
+    schedule = cosine_to_zero(optimizer, total)
     start = time.monotonic()
     for done, index in enumerate(itertools.islice(stream, total), start=1):
-        rows = index.to(place)
-        bank.step(x[rows], labels[rows])
+        rows = index.to(bank.device)
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            bank(x[rows], labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
         if progress is not None:
             progress(Progress(done, total, time.monotonic() - start))
 
