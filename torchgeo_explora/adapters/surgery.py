@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from timm.layers import RmsNorm
+from timm.layers.norm import RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -130,21 +130,24 @@ def _wrap_block(
     block: nn.Module, config: ExPLoRAConfig, generator: torch.Generator | None
 ) -> Iterator[str]:
     """Replace the targeted linear layers of a block; yield their names."""
-    attn, width = block.attn, block.attn.attn_dim
+    attn, mlp = block.get_submodule('attn'), block.get_submodule('mlp')
+    qkv, proj = attn.get_submodule('qkv'), attn.get_submodule('proj')
+    assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
+    width = qkv.out_features // 3
     rows = {'q': (0, width), 'k': (width, 2 * width), 'v': (2 * width, 3 * width)}
     parts = [Segment(name, *rows[name]) for name in ('q', 'k', 'v') if name in config.targets]
     if parts:
-        attn.qkv = LoRALinear(attn.qkv, parts, config.rank, config.alpha, generator)
+        attn.qkv = LoRALinear(qkv, parts, config.rank, config.alpha, generator)
         yield 'attn.qkv'
     if 'proj' in config.targets:
-        attn.proj = _wrap_whole(attn.proj, 'proj', config.rank, config.alpha, generator)
+        attn.proj = _wrap_whole(proj, 'proj', config.rank, config.alpha, generator)
         yield 'attn.proj'
     if 'mlp' in config.targets:
         rank = config.rank_in_mlp
-        for name, layer in list(block.mlp.named_children()):
+        for name, layer in list(mlp.named_children()):
             if isinstance(layer, nn.Linear):
                 # the scale follows the layer's own rank, as in the official code
-                setattr(block.mlp, name, _wrap_whole(layer, name, rank, config.alpha, generator))
+                setattr(mlp, name, _wrap_whole(layer, name, rank, config.alpha, generator))
                 yield f'mlp.{name}'
 
 

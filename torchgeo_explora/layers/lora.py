@@ -48,7 +48,7 @@ class _MergedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Any,  # noqa: ANN401 - autograd has no type for it
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -65,7 +65,7 @@ class _MergedLinear(torch.autograd.Function):
         return F.linear(x, merged, None if bias is None else bias.to(dtype))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (grad,) = grads
         x, weight, a, *bs = ctx.saved_tensors
         grad_x = None
@@ -144,7 +144,8 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.segments, self.rank, self.scale = tuple(segments), rank, alpha / rank
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight = linear.weight
+        self.bias: nn.Parameter | None = linear.bias  # torch declares it always there
         self.weight.requires_grad_(False)
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -198,5 +199,5 @@ def linear_rows(layer: nn.Linear | LoRALinear, x: Tensor, start: int, stop: int)
     """Compute output rows ``start:stop`` of a linear layer, adapted or not."""
     if isinstance(layer, LoRALinear):
         return layer.rows(x, start, stop)
-    bias = None if layer.bias is None else layer.bias[start:stop]
-    return F.linear(x, layer.weight[start:stop], bias)
+    bias: nn.Parameter | None = layer.bias
+    return F.linear(x, layer.weight[start:stop], None if bias is None else bias[start:stop])

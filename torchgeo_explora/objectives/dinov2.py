@@ -68,7 +68,7 @@ class DINOv2Config:
     ibot_weight: float = 1.0
     koleo_weight: float = 0.1
     train_mask_token: bool = False
-    chunk: int = 1024
+    chunk: int = 256
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -194,7 +194,7 @@ class DINOv2Objective(nn.Module):
         """Move the centres towards a micro-batch's mean logits; nothing with Sinkhorn-Knopp."""
         for name, mean in (('cls', losses.cls_mean), ('patch', losses.patch_mean)):
             if name in self.centers:
-                self.centers[name].update(mean)
+                self._centre(name).update(mean)
 
     def forward(
         self,
@@ -237,13 +237,14 @@ class DINOv2Objective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run the heads' MLPs, a shared one in a single call."""
         if self.config.separate_head:
-            return heads['dino'].bottleneck(classes), heads['ibot'].bottleneck(patches)
-        both = heads['dino'].bottleneck(torch.cat([classes, patches]))
+            return _head(heads, 'dino').bottleneck(classes), _head(heads, 'ibot').bottleneck(
+                patches
+            )
+        both = _head(heads, 'dino').bottleneck(torch.cat([classes, patches]))
         return both[: len(classes)], both[len(classes) :]
 
     def _prototypes(self, heads: nn.ModuleDict, loss: str) -> Tensor:
-        out: Tensor = heads[loss if self.config.separate_head else 'dino'].prototypes()
-        return out
+        return _head(heads, loss if self.config.separate_head else 'dino').prototypes()
 
     @torch.no_grad()
     def _targets(self, view: '_View', crops: Tensor, temperature: float) -> '_Targets':
@@ -261,9 +262,14 @@ class DINOv2Objective(nn.Module):
 
     def _center(self, name: str, logits: Tensor, temperature: float) -> Tensor:
         if self.config.centering == 'softmax':
-            centred: Tensor = self.centers[name](logits, temperature)
+            centred: Tensor = self._centre(name)(logits, temperature)
             return centred
         return sinkhorn_knopp(logits, temperature, self.config.sinkhorn_iterations)
+
+    def _centre(self, name: str) -> SoftmaxCentering:
+        centre = self.centers[name]
+        assert isinstance(centre, SoftmaxCentering)
+        return centre
 
     def _dino(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class-token loss; the terms' divisor is the number of crop pairs (spec C.4)."""
@@ -351,6 +357,12 @@ class _View:
         return rows[self.selection.cls], rows[self.selection.patches]
 
 
+def _head(heads: nn.ModuleDict, name: str) -> DINOHead:
+    head = heads[name]
+    assert isinstance(head, DINOHead)
+    return head
+
+
 def _logits(
     rows: Float[Tensor, 'n bottleneck'], prototypes: Float[Tensor, 'prototypes bottleneck']
 ) -> Float[Tensor, 'n prototypes']:
@@ -367,4 +379,5 @@ def _mean_row(logits: Float[Tensor, 'n prototypes']) -> Float[Tensor, '1 prototy
 
 def _usage(logits: Float[Tensor, 'n prototypes'], temperature: float) -> Float[Tensor, '']:
     mean = torch.softmax(logits.float() / temperature, dim=1).mean(dim=0)
-    return torch.special.entr(mean).sum() / math.log(len(mean))
+    usage: Tensor = torch.special.entr(mean).sum() / math.log(len(mean))
+    return usage

@@ -1,0 +1,98 @@
+"""Write low-rank updates as a PEFT adapter that stock PEFT and timm read.
+
+PEFT knows no update of Q and V inside a fused ``qkv``. A rank-r update of n parts is the same
+as one rank-nr update of the whole layer whose up-projection is zero outside the parts' blocks,
+with ``lora_alpha`` n times as large.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from torchgeo_explora._files import replacing
+from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.layers.lora import LoRALinear
+
+PREFIX = 'base_model.model.'
+
+
+def stacked_factors(
+    layer: LoRALinear,
+) -> tuple[Float[Tensor, 'stacked d_in'], Float[Tensor, 'd_out stacked']]:
+    """Return A and B of one low-rank update of the whole layer, B block-structured."""
+    a = layer.lora_A.detach().cpu()
+    b = torch.zeros(layer.out_features, len(a))
+    for index, part in enumerate(layer.segments):
+        columns = slice(index * layer.rank, (index + 1) * layer.rank)
+        b[part.start : part.stop, columns] = layer.up(part.name).detach().cpu()
+    return a, b
+
+
+def save_peft(model: nn.Module, folder: str | Path, base_model: str = '') -> list[Path]:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    ``peft.PeftModel.from_pretrained(stock_model, folder)`` then gives the same outputs.
+
+    Args:
+        model: An adapted model in which nothing but low-rank factors trains.
+        folder: Where the two files go.
+        base_model: Name of the timm model, for the adapter's configuration.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        ConfigError: If other parameters train as well, or nothing is adapted: PEFT files would
+            lose them silently.
+        OutputError: If a file cannot be written.
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+    _check_only_lora(model, layers)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        a, b = stacked_factors(layer)
+        tensors[f'{PREFIX}{name}.lora_A.weight'] = a.contiguous()
+        tensors[f'{PREFIX}{name}.lora_B.weight'] = b.contiguous()
+    config = json.dumps(_config(layers, base_model), indent=2)
+    folder = Path(folder)
+    with replacing(folder / 'adapter_model.safetensors') as path:
+        save_file(tensors, path, metadata={'format': 'pt'})
+    with replacing(folder / 'adapter_config.json') as path:
+        path.write_text(config)
+    return [folder / 'adapter_model.safetensors', folder / 'adapter_config.json']
+
+
+def _check_only_lora(model: nn.Module, layers: dict[str, LoRALinear]) -> None:
+    factors = {id(p) for m in layers.values() for p in m.parameters() if p.requires_grad}
+    others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in factors]
+    if not layers or others:
+        reason = f'it also trains {others[0]}' if others else 'it has no low-rank updates'
+        raise ConfigError(
+            f'The model does not fit into a PEFT adapter: {reason}, which PEFT would drop. '
+            'Export merged weights or adapter.safetensors instead.'
+        )
+
+
+def _config(layers: dict[str, LoRALinear], base_model: str) -> dict[str, object]:
+    ranks = {name: len(layer.lora_A) for name, layer in layers.items()}
+    # scale = lora_alpha / r must stay alpha / rank for every layer
+    alphas = {name: layer.scale * ranks[name] for name, layer in layers.items()}
+    first = next(iter(layers))
+    return {
+        'peft_type': 'LORA',
+        'base_model_name_or_path': base_model,
+        'inference_mode': True,
+        'r': ranks[first],
+        'lora_alpha': alphas[first],
+        'lora_dropout': 0.0,
+        'bias': 'none',
+        'fan_in_fan_out': False,
+        'target_modules': sorted(layers),
+        'rank_pattern': {f'^{re.escape(name)}$': rank for name, rank in ranks.items()},
+        'alpha_pattern': {f'^{re.escape(name)}$': alpha for name, alpha in alphas.items()},
+    }

@@ -1,0 +1,167 @@
+"""Save and load what adaptation changed, apart from the weights it started from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from torchgeo_explora import __version__
+from torchgeo_explora._files import replacing
+from torchgeo_explora.adapters.config import ExPLoRAConfig
+from torchgeo_explora.adapters.surgery import apply_explora, encoder_parameters
+from torchgeo_explora.errors import WeightsError
+
+FORMAT = 'torchgeo-explora-adapter'
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The changed part of an adapted encoder.
+
+    Args:
+        tensors: What trained, by parameter name.
+        config: What was adapted.
+        base_hash: Fingerprint of the frozen weights it belongs to.
+        metadata: Everything else the file says (base model, bands, mean, std, ...).
+    """
+
+    tensors: dict[str, Tensor]
+    config: ExPLoRAConfig
+    base_hash: str
+    metadata: dict[str, str]
+
+
+def adapter_state_dict(model: VisionTransformer) -> dict[str, Tensor]:
+    """Return what trains in an adapted encoder: factors, unfrozen blocks, norms, tokens."""
+    return {n: p.detach().clone() for n, p in encoder_parameters(model) if p.requires_grad}
+
+
+def base_fingerprint(model: VisionTransformer) -> str:
+    """Hash the frozen weights of an adapted encoder.
+
+    Frozen weights are the base model's own, so this tells which base a delta belongs to.
+    Position embeddings are left out: they are resampled to the image size at hand.
+
+    Returns:
+        A SHA-256 in hexadecimal over names, shapes and float32 values.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(encoder_parameters(model)):
+        if not parameter.requires_grad and name != 'pos_embed':
+            values = parameter.detach().cpu().float().contiguous()
+            digest.update(f'{name}{tuple(values.shape)}'.encode())
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_adapter_state_dict(
+    model: VisionTransformer, state: Mapping[str, Tensor], base_hash: str | None = None
+) -> None:
+    """Load a delta into an encoder that was adapted with the same configuration.
+
+    Args:
+        model: An encoder after ``apply_explora``.
+        state: What :func:`adapter_state_dict` returned.
+        base_hash: Fingerprint the frozen weights must have; not checked when not given.
+
+    Raises:
+        WeightsError: If a name is missing or unknown, a shape differs, or the base is another
+            one. The model is unchanged then.
+    """
+    wanted = {n: p for n, p in encoder_parameters(model) if p.requires_grad}
+    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape]
+    if missing or unknown or shapes:
+        raise WeightsError(
+            f'The adapter does not fit the model (missing: {missing[:3]}, unknown: {unknown[:3]}, '
+            f'of another shape: {sorted(shapes)[:3]}): build the same model and apply the '
+            'configuration that is stored with the adapter.'
+        )
+    if base_hash is not None and base_fingerprint(model) != base_hash:
+        raise WeightsError(
+            'The adapter belongs to other base weights than the model has (their fingerprints '
+            "differ): load the base named in the adapter's metadata first."
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(state[name])
+
+
+def save_adapter(
+    model: VisionTransformer,
+    config: ExPLoRAConfig,
+    path: str | PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the delta of an adapted encoder as safetensors.
+
+    Args:
+        model: The adapted encoder.
+        config: What ``apply_explora`` was given.
+        path: Final name; appears only when complete.
+        metadata: More to store, for instance the name of the base model.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    own = {
+        'format': FORMAT,
+        'config': config.to_json(),
+        'base_hash': base_fingerprint(model),
+        'version': __version__,
+    }
+    tensors = {name: tensor.cpu() for name, tensor in adapter_state_dict(model).items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={**(metadata or {}), **own})
+    return Path(path)
+
+
+def read_adapter(path: str | PathLike[str]) -> Adapter:
+    """Read a file that :func:`save_adapter` wrote.
+
+    Raises:
+        WeightsError: If the file cannot be read or is no adapter.
+    """
+    try:
+        with safe_open(path, framework='pt') as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f'{path} could not be read as an adapter ({error}): give the adapter.safetensors that '
+            'an adaptation wrote.'
+        ) from error
+    if metadata.get('format') != FORMAT:
+        raise WeightsError(
+            f'{path} is no adapter of this package: give adapter.safetensors, or load merged '
+            'weights as weights.'
+        )
+    config = ExPLoRAConfig.from_json(metadata['config'])
+    return Adapter(tensors, config, metadata['base_hash'], dict(metadata))
+
+
+def load_adapter(model: VisionTransformer, path: str | PathLike[str]) -> ExPLoRAConfig:
+    """Adapt a plain encoder with a delta file.
+
+    Args:
+        model: The base model with the weights the adapter was trained from; changed in place.
+        path: The file.
+
+    Returns:
+        The configuration that was applied.
+
+    Raises:
+        WeightsError: If the file is no adapter, or belongs to another model or other weights.
+        ConfigError: If the model cannot be adapted so.
+    """
+    adapter = read_adapter(path)
+    apply_explora(model, adapter.config)
+    load_adapter_state_dict(model, adapter.tensors, adapter.base_hash)
+    return adapter.config

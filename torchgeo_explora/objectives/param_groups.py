@@ -1,0 +1,64 @@
+"""Parameter groups for AdamW: who decays, and which learning-rate curve each part follows."""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from torch import nn
+
+from torchgeo_explora.adapters.surgery import NORMS
+from torchgeo_explora.layers.heads import DINOHead
+from torchgeo_explora.objectives.dinov2 import DINOv2Objective
+
+Part = Literal['backbone', 'unfrozen', 'head', 'prototypes']
+PARTS: tuple[Part, ...] = ('backbone', 'unfrozen', 'head', 'prototypes')
+
+
+def parameter_groups(
+    objective: DINOv2Objective, unfrozen: Iterable[str]
+) -> list[dict[str, object]]:
+    """Group what trains by part and by whether it decays.
+
+    Args:
+        objective: Student and heads.
+        unfrozen: Names of the student's blocks that train in full.
+
+    Returns:
+        Groups with ``params``, ``part`` (the learning-rate curve) and ``decay``; no decay for
+        biases, norms, scales and tokens (spec section C.2). Empty groups are left out.
+    """
+    groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
+    for part, decay, parameter in _assign(objective, tuple(f'{name}.' for name in unfrozen)):
+        groups.setdefault((part, decay), []).append(parameter)
+    return [
+        {'params': groups[key], 'part': key[0], 'decay': key[1]}
+        for key in ((part, decay) for part in PARTS for decay in (True, False))
+        if key in groups
+    ]
+
+
+def _assign(
+    objective: DINOv2Objective, unfrozen: tuple[str, ...]
+) -> Iterator[tuple[Part, bool, nn.Parameter]]:
+    norms = {
+        id(p) for m in objective.student.modules() if isinstance(m, NORMS) for p in m.parameters()
+    }
+    for name, parameter in objective.student.named_parameters():
+        if parameter.requires_grad:
+            part: Part = 'unfrozen' if name.startswith(unfrozen) and unfrozen else 'backbone'
+            # matrices decay; biases, norms, LayerScale and (1, 1, d) tokens do not
+            yield part, id(parameter) not in norms and _is_matrix(parameter), parameter
+    if objective.mask_token.requires_grad:
+        yield 'backbone', False, objective.mask_token
+    for head in objective.student_heads.values():
+        assert isinstance(head, DINOHead)
+        last = {id(p) for p in head.last_layer.parameters()}
+        for parameter in head.parameters():
+            yield (
+                'prototypes' if id(parameter) in last else 'head',
+                _is_matrix(parameter),
+                parameter,
+            )
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return sum(size > 1 for size in parameter.shape) >= 2

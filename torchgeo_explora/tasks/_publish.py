@@ -1,0 +1,55 @@
+"""Write the result of an adaptation: merged weights and the delta."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from timm.models.vision_transformer import VisionTransformer
+
+from torchgeo_explora.adapters import ExPLoRAConfig, merge_lora, save_adapter
+from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.models import save_backbone
+
+MERGED, DELTA = 'explora.safetensors', 'adapter.safetensors'
+
+
+def publish(
+    model: VisionTransformer,
+    config: ExPLoRAConfig,
+    folder: Path,
+    metadata: Mapping[str, object],
+) -> list[Path]:
+    """Write merged weights and the delta of an adapted encoder.
+
+    Args:
+        model: The adapted encoder; it is left as it is.
+        config: What was adapted.
+        folder: Where ``explora.safetensors`` and ``adapter.safetensors`` go.
+        metadata: What the weights are (base, bands, mean, std, size, ...).
+
+    Returns:
+        The paths written.
+    """
+    merged = save_backbone(
+        merge_lora(model), folder / MERGED, {**metadata, 'config': json.loads(config.to_json())}
+    )
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    return [merged, save_adapter(model, config, folder / DELTA, texts)]
+
+
+def normalization(
+    values: Sequence[float] | None, imagenet: Sequence[float], bands: int, name: str
+) -> list[float]:
+    """Return a mean or spread with one value a band; ImageNet's where three bands give none.
+
+    Raises:
+        ConfigError: If the number of values is not the number of bands.
+    """
+    given = imagenet if values is None and bands == len(imagenet) else values
+    if given is None or len(given) != bands:
+        count = 'none' if given is None else len(given)
+        raise ConfigError(
+            f'{name} has {count} values for {bands} bands: give one a band, for images scaled to '
+            '0 to 1.'
+        )
+    return [float(value) for value in given]

@@ -1,0 +1,403 @@
+"""D-ExPLoRA as a TorchGeo task: adapt a DINOv2 encoder to unlabelled images of a new domain."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torchgeo.tasks import BaseTask
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.adapters import AdapterReport, apply_explora
+from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.layers.masking import block_masks
+from torchgeo_explora.layers.tokens import encode, fast_attention, patch_grid
+from torchgeo_explora.models import create_backbone
+from torchgeo_explora.objectives.dinov2 import DINOv2Losses, DINOv2Objective
+from torchgeo_explora.objectives.param_groups import parameter_groups
+from torchgeo_explora.objectives.presets import Recipe, Schedules, get_preset, make_schedules
+from torchgeo_explora.tasks._publish import normalization, publish
+from torchgeo_explora.transforms.multicrop import MultiCrop
+from torchgeo_explora.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
+
+# Arguments of the task that are no number of a recipe
+NOT_IN_RECIPE = frozenset(
+    'self __class__ model weights preset in_channels mean std bands eval_size drop_path seed '
+    'grad_checkpointing'.split()
+)
+
+
+class ExPLoRADINOv2(BaseTask):
+    """Continue DINOv2 pre-training with most weights frozen (Khanna et al. 2025).
+
+    Batches hold ``image``, float32 (B, C, H, W) in [0, 1]; cropping, augmentation and
+    normalisation happen here, on the device. Every argument from ``rank`` on replaces one
+    number of the preset; ``None`` keeps the preset's.
+
+    Args:
+        model: Name of any timm vision transformer.
+        weights: Where to start: ``True`` for timm's own weights, a file, an enum or its name;
+            ``None`` for random weights (for tests).
+        preset: ``paper`` (the published script), ``workshop``, or ``small`` (a few thousand
+            images and one GPU or a CPU); see :mod:`torchgeo_explora.objectives.presets`.
+        in_channels: Number of bands of the images.
+        mean: Mean of each band in [0, 1]; ImageNet's when not given and there are 3 bands.
+        std: Standard deviation of each band.
+        bands: Names of the bands, stored with the weights.
+        eval_size: Side of the images that online probes see, in pixels.
+        drop_path: Largest rate of stochastic depth in the student.
+        seed: Seed of the new weights, crops and masks.
+        grad_checkpointing: Recompute activations in the backward pass to save memory.
+        rank: Rank of the low-rank updates.
+        unfreeze_blocks: Blocks trained in full; the paper's [L] is ``[-1]``.
+        alpha: Numerator of the low-rank scale.
+        targets: What gets low-rank updates.
+        mlp_rank: Rank in the MLP.
+        train_norms: Whether norms train.
+        train_cls_token: Whether the class token trains.
+        train_patch_embed: Whether the patch embedding trains; with other than 3 bands it does
+            unless this is ``False``.
+        train_all: Train the whole encoder instead.
+        prototypes: Number of prototypes.
+        hidden_dim: Width of the heads' hidden layers.
+        separate_head: Whether iBOT has a head of its own.
+        centering: ``sinkhorn_knopp`` or ``softmax``.
+        dino_weight: Weight of the class-token loss.
+        ibot_weight: Weight of the masked-patch loss.
+        koleo_weight: Weight of the KoLeo term.
+        train_mask_token: Whether the mask token trains.
+        global_size: Side of the global crops.
+        local_size: Side of the local crops.
+        n_local: Number of local crops.
+        global_scale: Range of the area of global crops.
+        local_scale: Range of the area of local crops.
+        color_jitter: Strengths for brightness, contrast, saturation, hue.
+        grayscale_p: Probability of grey crops.
+        blur_p: Probabilities of blur (first global, second global, local).
+        solarize_p: Probabilities of solarising.
+        steps: Micro-batches of the whole run; as many as the trainer does when neither this
+            nor the preset gives it.
+        accumulate: Micro-batches an optimizer step averages over.
+        base_lr: Learning rate for an effective batch of 1,024 images.
+        head_lr_scale: Rate of the heads relative to the backbone's.
+        unfrozen_lr_scale: Rate of blocks trained in full relative to the backbone's.
+        min_lr: Learning rate at the end.
+        warmup: Share of the run over which the rate rises.
+        head_start: Share of the run during which only the heads train.
+        freeze_last_layer: Share of the run during which prototypes do not train.
+        weight_decay: Weight decay at the start.
+        weight_decay_end: Weight decay at the end.
+        clip: Largest gradient norm of each sub-module.
+        momentum: Teacher momentum at the start.
+        momentum_end: Teacher momentum at the end.
+        teacher_temperature: Temperature of the targets.
+        publish: Which network is exported, ``teacher`` or ``student``.
+
+    Raises:
+        ConfigError: If an argument is not possible.
+        WeightsError: If the weights cannot be read or do not fit.
+    """
+
+    ignore = ('weights',)
+    monitor = 'train_loss'
+
+    def __init__(
+        self,
+        model: str = 'vit_small_patch14_dinov2',
+        weights: WeightsEnum | str | bool | None = None,
+        preset: Literal['paper', 'workshop', 'small'] = 'paper',
+        in_channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        bands: Sequence[str] | None = None,
+        eval_size: int = 224,
+        drop_path: float = 0.0,
+        seed: int = 0,
+        grad_checkpointing: bool = False,
+        rank: int | None = None,
+        unfreeze_blocks: Sequence[int] | None = None,
+        alpha: float | None = None,
+        targets: Sequence[str] | None = None,
+        mlp_rank: int | None = None,
+        train_norms: bool | None = None,
+        train_cls_token: bool | None = None,
+        train_patch_embed: bool | None = None,
+        train_all: bool | None = None,
+        prototypes: int | None = None,
+        hidden_dim: int | None = None,
+        separate_head: bool | None = None,
+        centering: Literal['sinkhorn_knopp', 'softmax'] | None = None,
+        dino_weight: float | None = None,
+        ibot_weight: float | None = None,
+        koleo_weight: float | None = None,
+        train_mask_token: bool | None = None,
+        global_size: int | None = None,
+        local_size: int | None = None,
+        n_local: int | None = None,
+        global_scale: tuple[float, float] | None = None,
+        local_scale: tuple[float, float] | None = None,
+        color_jitter: tuple[float, float, float, float] | None = None,
+        grayscale_p: float | None = None,
+        blur_p: tuple[float, float, float] | None = None,
+        solarize_p: tuple[float, float, float] | None = None,
+        steps: int | None = None,
+        accumulate: int | None = None,
+        base_lr: float | None = None,
+        head_lr_scale: float | None = None,
+        unfrozen_lr_scale: float | None = None,
+        min_lr: float | None = None,
+        warmup: float | None = None,
+        head_start: float | None = None,
+        freeze_last_layer: float | None = None,
+        weight_decay: float | None = None,
+        weight_decay_end: float | None = None,
+        clip: float | None = None,
+        momentum: float | None = None,
+        momentum_end: float | None = None,
+        teacher_temperature: float | None = None,
+        publish: Literal['teacher', 'student'] | None = None,
+    ) -> None:
+        arguments = dict(locals())
+        overrides = {key: value for key, value in arguments.items() if key not in NOT_IN_RECIPE}
+        if in_channels != 3 and train_patch_embed is None:
+            overrides['train_patch_embed'] = True  # the model never saw these bands
+        self.recipe: Recipe = get_preset(preset).override(**overrides)
+        self.weights = weights
+        self.mean = normalization(mean, IMAGENET_MEAN, in_channels, 'mean')
+        self.std = normalization(std, IMAGENET_STD, in_channels, 'std')
+        self.micro_step = 0
+        self.total_steps: int | None = self.recipe.optimization.steps
+        self._restored_gradients: dict[str, Tensor] = {}
+        self.collapse_reason: str | None = None
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_models(self) -> None:
+        """Build student, teacher, heads and augmentation."""
+        hparams, crops = self.hparams, self.recipe.crops
+        student, self.load_report = create_backbone(
+            hparams['model'],
+            self.weights,
+            in_chans=hparams['in_channels'],
+            seed=hparams['seed'],
+            drop_path_rate=hparams['drop_path'],
+        )
+        student.set_grad_checkpointing(hparams['grad_checkpointing'])
+        generator = torch.Generator().manual_seed(hparams['seed'])
+        self.adapter_report: AdapterReport = apply_explora(student, self.recipe.adapter, generator)
+        self.model = DINOv2Objective(
+            student, self.recipe.objective, self.load_report.mask_token, generator
+        )
+        rgb = hparams['in_channels'] == 3
+        self.multicrop = MultiCrop(
+            crops.global_size,
+            crops.local_size,
+            crops.n_local,
+            crops.global_scale,
+            crops.local_scale,
+            color_jitter=crops.color_jitter,
+            grayscale_p=crops.grayscale_p,
+            blur_p=crops.blur_p,
+            solarize_p=crops.solarize_p,
+            bands='rgb' if rgb else 'any',
+            mean=self.mean,
+            std=self.std,
+        )
+        self.eval_transform = EvalTransform(hparams['eval_size'], self.mean, self.std)
+        self._check_sizes(student)
+
+    def _check_sizes(self, student: VisionTransformer) -> None:
+        crops, bands = self.recipe.crops, self.hparams['in_channels']
+        for side in (crops.global_size, crops.local_size, self.hparams['eval_size']):
+            patch_grid(student, torch.empty(0, bands, side, side, device='meta'))
+
+    def backbones(self) -> dict[str, VisionTransformer]:
+        """Return the networks that online probes look at."""
+        return {'student': self.model.student, 'teacher': self.model.teacher}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the published network's tokens (B, tokens, D) of normalised images."""
+        return encode(self.backbones()[self.recipe.optimization.publish], images)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over what trains; its rates are set before every step."""
+        groups = parameter_groups(self.model, self.adapter_report.unfrozen)
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.recipe.optimization.betas)
+
+    def on_fit_start(self) -> None:
+        """Lay the schedules over the run and say what trains."""
+        if self.total_steps is None:
+            self.total_steps = self._trainer_steps()
+        rank_zero_info(self.load_report.summary())
+        rank_zero_info(self.adapter_report.summary())
+
+    def _trainer_steps(self) -> int:
+        trainer, accumulate = self.trainer, self.recipe.optimization.accumulate
+        limits = []
+        if trainer.max_steps > 0:
+            limits.append(trainer.max_steps * accumulate)
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            trainer.fit_loop.setup_data()
+            limits.append(int(trainer.max_epochs * trainer.num_training_batches))
+        if not limits:
+            raise ConfigError(
+                'The run has no end: give the task steps, or the trainer max_epochs or max_steps.'
+            )
+        return min(limits)
+
+    def schedules(self, batch_size: int) -> Schedules:
+        """Return the curves of this run.
+
+        Args:
+            batch_size: Images of a micro-batch on one device.
+        """
+        assert self.total_steps is not None, 'the length of the run is known from on_fit_start'
+        config = self.recipe.optimization
+        effective = batch_size * config.accumulate * self.trainer.world_size
+        return make_schedules(config, self.total_steps, effective)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Do one micro-batch, and an optimizer step at the end of an accumulation window."""
+        images: Tensor = batch['image']
+        accumulate = self.recipe.optimization.accumulate
+        schedules = self.schedules(len(images))
+        window_start = self.micro_step - self.micro_step % accumulate
+        losses = self._losses(images, schedules.teacher_temperature(window_start))
+        last = (self.micro_step + 1) % accumulate == 0
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        self._put_back_gradients()
+        with optimizer.toggle_model(sync_grad=last):
+            self.manual_backward(losses.total / accumulate)
+        self.model.update_centers(losses)
+        if last:
+            self._optimize(optimizer, schedules, window_start)
+        self._log(losses, schedules, window_start, len(images))
+        self.micro_step += 1
+        if self.total_steps is not None and self.micro_step >= self.total_steps:
+            self.trainer.should_stop = True
+
+    def _losses(self, images: Tensor, temperature: float) -> DINOv2Losses:
+        """Augment and evaluate, with randomness that depends on the step alone."""
+        crops_config = self.recipe.crops
+        seed = self._step_seed()
+        crops = self.multicrop(images, seed)
+        grid = patch_grid(self.model.student, crops.global_)
+        mask = block_masks(
+            grid,
+            len(crops.global_),
+            crops_config.mask_probability,
+            crops_config.mask_ratio,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        devices = [images.device] if images.device.type == 'cuda' else []
+        with torch.random.fork_rng(devices), fast_attention(images.device, grid.area):
+            torch.manual_seed(seed)  # for stochastic depth
+            losses: DINOv2Losses = self.model(crops.global_, crops.local, mask, temperature)
+        return losses
+
+    def _step_seed(self) -> int:
+        """Mix seed, micro-batch and rank into one number without collisions in a run."""
+        sequence = (self.hparams['seed'] * 10_000_019 + self.micro_step) * 4096 + self.global_rank
+        return int(sequence % 2**63)
+
+    def _optimize(self, optimizer: LightningOptimizer, schedules: Schedules, step: int) -> None:
+        config = self.recipe.optimization
+        rates = {
+            'backbone': schedules.backbone_lr(step),
+            'unfrozen': schedules.backbone_lr(step) * config.unfrozen_lr_scale,
+            'head': schedules.head_lr(step),
+            'prototypes': schedules.prototype_lr(step),
+        }
+        for group in optimizer.param_groups:
+            group['lr'] = rates[group['part']]
+            group['weight_decay'] = schedules.weight_decay(step) if group['decay'] else 0.0
+        self._clip(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.model.update_teacher(schedules.momentum(step))
+
+    def _clip(self, optimizer: LightningOptimizer) -> None:
+        limit = self.recipe.optimization.clip
+        if limit <= 0:
+            return
+        scaler = getattr(self.trainer.precision_plugin, 'scaler', None)
+        if scaler is not None:  # float16: norms are those of the true gradients
+            scaler.unscale_(optimizer.optimizer)
+        for _, parameters in self.model.submodules():
+            torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def _log(self, losses: DINOv2Losses, schedules: Schedules, step: int, batch_size: int) -> None:
+        self.log('train_loss', losses.total.detach(), prog_bar=True, batch_size=batch_size)
+        values: dict[str, Tensor | float] = {f'train_{k}': v for k, v in losses.displayed().items()}
+        values |= {
+            'prototype_usage': losses.usage,
+            'lr': schedules.backbone_lr(step),
+            'teacher_momentum': schedules.momentum(step),
+            'teacher_temperature': schedules.teacher_temperature(step),
+        }
+        self.log_dict(values, batch_size=batch_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the position in the run, and the gradients of an unfinished window."""
+        pending = self.micro_step % self.recipe.optimization.accumulate != 0
+        gradients = {
+            name: p.grad for name, p in self.named_parameters() if pending and p.grad is not None
+        }
+        checkpoint['explora'] = {
+            'micro_step': self.micro_step,
+            'total_steps': self.total_steps,
+            'gradients': gradients,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the position that a checkpoint holds."""
+        state = checkpoint['explora']
+        self.micro_step, self.total_steps = state['micro_step'], state['total_steps']
+        self._restored_gradients = state['gradients']
+
+    def _put_back_gradients(self) -> None:
+        for name, gradient in self._restored_gradients.items():
+            parameter = self.get_parameter(name)
+            parameter.grad = gradient.to(parameter.device)
+        self._restored_gradients = {}
+
+    def on_train_end(self) -> None:
+        """Export the adapted weights, unless the representation collapsed."""
+        if getattr(self.trainer, 'fast_dev_run', False) or not self.trainer.is_global_zero:
+            return
+        if self.collapse_reason is not None:
+            warnings.warn(f'No weights were exported: {self.collapse_reason}', stacklevel=1)
+            return
+        for path in self.export(Path(self.trainer.log_dir or self.trainer.default_root_dir)):
+            rank_zero_info(f'Wrote {path}')
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write merged weights and the adapter alone.
+
+        Args:
+            folder: Where ``explora.safetensors`` and ``adapter.safetensors`` go.
+
+        Returns:
+            The paths written.
+        """
+        optimization, hparams = self.recipe.optimization, self.hparams
+        metadata = {
+            'base': hparams['model'],
+            'start': self.load_report.source or 'random',
+            'method': 'D-ExPLoRA',
+            'network': optimization.publish,
+            'micro_steps': self.micro_step,
+            'bands': hparams['bands'],
+            'mean': self.mean,
+            'std': self.std,
+            'size': self.recipe.crops.global_size,
+        }
+        model = self.backbones()[optimization.publish]
+        known = {key: value for key, value in metadata.items() if value is not None}
+        return publish(model, self.recipe.adapter, folder, known)
