@@ -150,6 +150,12 @@ class Recipe:
         return dataclasses.replace(self, **parts)
 
 
+def recipe_fields() -> set[str]:
+    """Return the names of all numbers of a recipe."""
+    parts = (ExPLoRAConfig, DINOv2Config, CropConfig, OptimizationConfig)
+    return {field.name for part in parts for field in dataclasses.fields(part)}
+
+
 @dataclass(frozen=True)
 class Schedules:
     """Every quantity that changes from micro-batch to micro-batch.

@@ -20,16 +20,16 @@ from torchgeo_explora.layers.tokens import encode, fast_attention, patch_grid
 from torchgeo_explora.models import create_backbone
 from torchgeo_explora.objectives.dinov2 import DINOv2Losses, DINOv2Objective
 from torchgeo_explora.objectives.param_groups import parameter_groups
-from torchgeo_explora.objectives.presets import Recipe, Schedules, get_preset, make_schedules
+from torchgeo_explora.objectives.presets import (
+    Recipe,
+    Schedules,
+    get_preset,
+    make_schedules,
+    recipe_fields,
+)
 from torchgeo_explora.tasks._publish import normalization, publish
 from torchgeo_explora.transforms.multicrop import MultiCrop
 from torchgeo_explora.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
-
-# Arguments of the task that are no number of a recipe
-NOT_IN_RECIPE = frozenset(
-    'self __class__ model weights preset in_channels mean std bands eval_size drop_path seed '
-    'grad_checkpointing'.split()
-)
 
 
 class ExPLoRADINOv2(BaseTask):
@@ -163,7 +163,7 @@ class ExPLoRADINOv2(BaseTask):
         publish: Literal['teacher', 'student'] | None = None,
     ) -> None:
         arguments = dict(locals())
-        overrides = {key: value for key, value in arguments.items() if key not in NOT_IN_RECIPE}
+        overrides = {key: arguments[key] for key in recipe_fields() & arguments.keys()}
         if in_channels != 3 and train_patch_embed is None:
             overrides['train_patch_embed'] = True  # the model never saw these bands
         self.recipe: Recipe = get_preset(preset).override(**overrides)
