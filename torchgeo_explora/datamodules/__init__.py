@@ -1,6 +1,7 @@
 """Data modules in TorchGeo's form, whose batches are neither normalised nor augmented."""
 
 from ._sampler import ResumableSampler
+from .eurosat import EuroSATRGBDataModule
 from .folder import FolderDataModule
 
-__all__ = ['FolderDataModule', 'ResumableSampler']
+__all__ = ['EuroSATRGBDataModule', 'FolderDataModule', 'ResumableSampler']

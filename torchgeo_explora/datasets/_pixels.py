@@ -18,6 +18,9 @@ from torchgeo_explora.errors import ConfigError, ImageError
 
 from ._headers import ImageHeader, is_raster
 
+type Pixels = np.ma.MaskedArray[tuple[int, ...], np.dtype[np.generic]]
+"""(bands, height, width) of a file's own type; pixels without data are masked."""
+
 _NATIVE = ('L', 'LA', 'RGB', 'RGBA', 'I;16', 'I;16B', 'I', 'F')
 
 
@@ -133,9 +136,7 @@ def select_bands(header: ImageHeader, bands: Sequence[int | str] | None) -> tupl
     return tuple(lookup[band] for band in bands)
 
 
-def read_pixels(
-    path: Path, window: Window | None, indexes: Sequence[int]
-) -> np.ma.MaskedArray[tuple[int, ...], np.dtype[np.generic]]:
+def read_pixels(path: Path, window: Window | None, indexes: Sequence[int]) -> Pixels:
     """Decode bands of an image or of a window of it.
 
     Args:
@@ -165,9 +166,7 @@ def _read_picture(path: Path) -> NDArray[np.generic]:
     return np.atleast_3d(values).transpose(2, 0, 1)
 
 
-def to_unit(
-    values: np.ma.MaskedArray[tuple[int, ...], np.dtype[np.generic]], scale: Scale
-) -> Float[Tensor, 'C H W']:
+def to_unit(values: Pixels, scale: Scale) -> Float[Tensor, 'C H W']:
     """Scale bands to [0, 1]; pixels without data become 0.
 
     Args:
@@ -206,7 +205,7 @@ def fit_square(image: Float[Tensor, 'C H W'], size: int) -> Float[Tensor, 'C S S
 
 
 def percentile_scale(
-    samples: Sequence[np.ma.MaskedArray[tuple[int, ...], np.dtype[np.generic]]],
+    samples: Sequence[Pixels],
     percentiles: tuple[float, float],
 ) -> Scale:
     """Scale every band between two percentiles of its valid values.
