@@ -15,11 +15,9 @@ from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapters import AdapterReport, apply_explora
 from torchgeo_explora.errors import ConfigError
-from torchgeo_explora.layers.masking import block_masks
-from torchgeo_explora.layers.tokens import encode, fast_attention, patch_grid
+from torchgeo_explora.layers.tokens import encode, patch_grid
 from torchgeo_explora.models import create_backbone
 from torchgeo_explora.objectives.dinov2 import DINOv2Losses, DINOv2Objective
-from torchgeo_explora.objectives.param_groups import parameter_groups
 from torchgeo_explora.objectives.presets import (
     Recipe,
     Schedules,
@@ -27,8 +25,15 @@ from torchgeo_explora.objectives.presets import (
     make_schedules,
     recipe_fields,
 )
+from torchgeo_explora.objectives.steps import (
+    clip_gradients,
+    make_multicrop,
+    make_optimizer,
+    micro_batch,
+    set_rates,
+    step_seed,
+)
 from torchgeo_explora.tasks._publish import normalization, publish
-from torchgeo_explora.transforms.multicrop import MultiCrop
 from torchgeo_explora.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
 
 
@@ -179,7 +184,7 @@ class ExPLoRADINOv2(BaseTask):
 
     def configure_models(self) -> None:
         """Build student, teacher, heads and augmentation."""
-        hparams, crops = self.hparams, self.recipe.crops
+        hparams = self.hparams
         student, self.load_report = create_backbone(
             hparams['model'],
             self.weights,
@@ -193,21 +198,8 @@ class ExPLoRADINOv2(BaseTask):
         self.model = DINOv2Objective(
             student, self.recipe.objective, self.load_report.mask_token, generator
         )
-        rgb = hparams['in_channels'] == 3
-        self.multicrop = MultiCrop(
-            crops.global_size,
-            crops.local_size,
-            crops.n_local,
-            crops.global_scale,
-            crops.local_scale,
-            color_jitter=crops.color_jitter,
-            grayscale_p=crops.grayscale_p,
-            blur_p=crops.blur_p,
-            solarize_p=crops.solarize_p,
-            bands='rgb' if rgb else 'any',
-            mean=self.mean,
-            std=self.std,
-        )
+        bands = hparams['in_channels']
+        self.multicrop = make_multicrop(self.recipe.crops, bands, self.mean, self.std)
         self.eval_transform = EvalTransform(hparams['eval_size'], self.mean, self.std)
         self._check_sizes(student)
 
@@ -226,8 +218,7 @@ class ExPLoRADINOv2(BaseTask):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW over what trains; its rates are set before every step."""
-        groups = parameter_groups(self.model, self.adapter_report.unfrozen)
-        return torch.optim.AdamW(groups, lr=0.0, betas=self.recipe.optimization.betas)
+        return make_optimizer(self.model, self.adapter_report.unfrozen, self.recipe.optimization)
 
     def on_fit_start(self) -> None:
         """Lay the schedules over the run and say what trains."""
@@ -284,53 +275,21 @@ class ExPLoRADINOv2(BaseTask):
 
     def _losses(self, images: Tensor, temperature: float) -> DINOv2Losses:
         """Augment and evaluate, with randomness that depends on the step alone."""
-        crops_config = self.recipe.crops
-        seed = self._step_seed()
-        crops = self.multicrop(images, seed)
-        grid = patch_grid(self.model.student, crops.global_)
-        mask = block_masks(
-            grid,
-            len(crops.global_),
-            crops_config.mask_probability,
-            crops_config.mask_ratio,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        devices = [images.device] if images.device.type == 'cuda' else []
-        with torch.random.fork_rng(devices), fast_attention(images.device, grid.area):
-            torch.manual_seed(seed)  # for stochastic depth
-            losses: DINOv2Losses = self.model(crops.global_, crops.local, mask, temperature)
-        return losses
-
-    def _step_seed(self) -> int:
-        """Mix seed, micro-batch and rank into one number without collisions in a run."""
-        sequence = (self.hparams['seed'] * 10_000_019 + self.micro_step) * 4096 + self.global_rank
-        return int(sequence % 2**63)
+        seed = step_seed(self.hparams['seed'], self.micro_step, self.global_rank)
+        return micro_batch(self.model, self.multicrop, self.recipe.crops, images, seed, temperature)
 
     def _optimize(self, optimizer: LightningOptimizer, schedules: Schedules, step: int) -> None:
-        config = self.recipe.optimization
-        rates = {
-            'backbone': schedules.backbone_lr(step),
-            'unfrozen': schedules.backbone_lr(step) * config.unfrozen_lr_scale,
-            'head': schedules.head_lr(step),
-            'prototypes': schedules.prototype_lr(step),
-        }
-        for group in optimizer.param_groups:
-            group['lr'] = rates[group['part']]
-            group['weight_decay'] = schedules.weight_decay(step) if group['decay'] else 0.0
+        set_rates(optimizer.optimizer, schedules, self.recipe.optimization, step)
         self._clip(optimizer)
         optimizer.step()
         optimizer.zero_grad()
         self.model.update_teacher(schedules.momentum(step))
 
     def _clip(self, optimizer: LightningOptimizer) -> None:
-        limit = self.recipe.optimization.clip
-        if limit <= 0:
-            return
         scaler = getattr(self.trainer.precision_plugin, 'scaler', None)
         if scaler is not None:  # float16: norms are those of the true gradients
             scaler.unscale_(optimizer.optimizer)
-        for _, parameters in self.model.submodules():
-            torch.nn.utils.clip_grad_norm_(parameters, limit)
+        clip_gradients(self.model, self.recipe.optimization.clip)
 
     def _log(self, losses: DINOv2Losses, schedules: Schedules, step: int, batch_size: int) -> None:
         self.log('train_loss', losses.total.detach(), prog_bar=True, batch_size=batch_size)
