@@ -66,7 +66,6 @@ def build_backbone(
     model = _create(name, seed, options)
     if not is_plain(model):
         raise _not_plain(name, model)
-    _check_divides(model, name, img_size)
     return model
 
 
@@ -121,13 +120,16 @@ def _not_plain(name: str, model: torch.nn.Module) -> ConfigError:
     return ConfigError(f'{name} is a {type(model).__name__}, which has other parts: {_ALLOWED}.')
 
 
-def _check_divides(model: VisionTransformer, name: str, img_size: tuple[int, int] | None) -> None:
-    if img_size is None:
-        return
+def check_divides(model: VisionTransformer, img_size: tuple[int, int]) -> None:
+    """Check that an image size divides into a model's patches; timm would cut the rest off.
+
+    Raises:
+        ConfigError: If it does not.
+    """
     height, width = model.patch_embed.patch_size
     if img_size[0] % height or img_size[1] % width:
         near = max(height, round(img_size[0] / height) * height)
         raise ConfigError(
             f'img_size {img_size[0]} x {img_size[1]} does not divide into the {height} x {width} '
-            f'patches of {name}: choose a multiple, for instance {near}.'
+            f'patches of the model: choose a multiple, for instance {near}.'
         )

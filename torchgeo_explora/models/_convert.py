@@ -102,8 +102,8 @@ def convert_state_dict(
     fused where no fused ``qkv`` exists, and dropped where one does; position embeddings are
     resampled as DINOv2 does it (bicubic, offset 0.1, no antialiasing); the mask token is kept
     apart, zeros where there is none; heads and decoders are dropped. A patch embedding of three
-    bands is adapted to another number as timm does it: repeated and scaled by 3 / bands (which
-    keeps the response to an image of equal bands), summed for a single band.
+    bands is adapted to another number as timm does it: the bands are repeated in order and
+    scaled by 3 / bands, or summed for a single band.
 
     Args:
         tensors: The source, nested or flat, with or without wrappers.

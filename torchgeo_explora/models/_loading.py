@@ -20,7 +20,7 @@ from torchgeo_explora.models._architecture import (
     architecture_of_tensors,
     find_root,
 )
-from torchgeo_explora.models._build import build_backbone, image_size
+from torchgeo_explora.models._build import build_backbone, check_divides, image_size
 from torchgeo_explora.models._checkpoint import (
     Checkpoint,
     flatten_tensors,
@@ -117,8 +117,11 @@ def create_backbone(
         WeightsError: If the weights cannot be read or do not fit.
     """
     checkpoint = open_weights(name, weights)
-    size = image_size(img_size) if img_size is not None else _native_size(checkpoint)
+    asked = None if img_size is None else image_size(img_size)
+    size = _native_size(checkpoint) if asked is None else asked
     model = build_backbone(name, size, in_chans, seed, kwargs)
+    if asked is not None:
+        check_divides(model, asked)
     report = _random_report(model) if checkpoint is None else load_backbone(model, checkpoint)
     return model.eval(), report
 
