@@ -200,6 +200,7 @@ def test_other_bands_are_refused() -> None:
         ({k: v for k, v in shapes().items() if k != 'norm.weight'}, ['1 missing (norm.weight)']),
         ({**shapes(), 'blocks.1.norm1.weight': [47]}, ['of another shape', '(47,)']),
         ({**shapes(), 'blocks.1.attn.q_norm.weight': [12]}, ['does not have', 'q_norm']),
+        ({f'a.b.{k}': v for k, v in shapes().items()}, ['under a.b.', 'known wrappers']),
         ({'layer1.weight': [3], 'fc.bias': [3]}, ['no plain vision transformer', 'layer1.weight']),
         ({'blocks.0.attn.qkv.lora_A': [2, 48]}, ['only an adapter']),
     ],

@@ -167,6 +167,12 @@ def find_root(tensors: Iterable[str], source: str = 'The state dict') -> str:
     names = list(tensors)
     roots = [name.removesuffix(ANCHOR) for name in names if name.endswith(ANCHOR)]
     known = [root for root in roots if set(root.split('.')[:-1]) <= _WRAPPERS]
+    if not known and roots:
+        raise WeightsError(
+            f'{source} keeps its vision transformer under {roots[0]}, where it could be anything: '
+            'pass a merged file, or a state dict of the encoder alone (known wrappers are '
+            f'{", ".join(sorted(_WRAPPERS))}).'
+        )
     if not known:
         raise _no_encoder(names, source)
     return min(known, key=_preference)
