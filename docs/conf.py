@@ -1,6 +1,23 @@
 """Configuration of the documentation, built by `sphinx-build -W docs docs/_build/html`."""
 
+import dataclasses
+from collections.abc import Iterator
+
 import torchgeo_explora
+from torchgeo_explora.objectives import PRESETS
+
+
+def _preset_rows() -> Iterator[tuple[str, ...]]:
+    """Yield a header, a ruler, and one row for each number of the recipes."""
+    yield ('', *(f'`{name}`' for name in PRESETS))
+    yield ('---',) * (1 + len(PRESETS))
+    for part in ('adapter', 'objective', 'crops', 'optimization'):
+        parts = [getattr(recipe, part) for recipe in PRESETS.values()]
+        for field in dataclasses.fields(parts[0]):
+            yield (f'`{field.name}`', *(str(getattr(values, field.name)) for values in parts))
+    yield ('batch of one step', *(str(recipe.batch_size) for recipe in PRESETS.values()))
+    yield ('source', *(recipe.source for recipe in PRESETS.values()))
+
 
 project = 'torchgeo-explora'
 author = 'The torchgeo-explora developers'
@@ -15,16 +32,20 @@ extensions = [
 ]
 source_suffix = {'.md': 'markdown', '.rst': 'restructuredtext'}
 exclude_patterns = ['_build']
-nitpicky = False
 
-autodoc_default_options = {'members': True, 'show-inheritance': True}
+autodoc_default_options = {
+    'members': True,
+    'imported-members': True,
+    'show-inheritance': True,
+}
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
 autodoc_typehints_format = 'short'
 napoleon_numpy_docstring = False
 
-myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
+myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath', 'substitution']
 myst_heading_anchors = 3
+myst_substitutions = {'presets': '\n'.join(f'| {" | ".join(row)} |' for row in _preset_rows())}
 
 html_theme = 'furo'
 html_title = 'torchgeo-explora'
