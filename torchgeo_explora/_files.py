@@ -2,9 +2,13 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from torchgeo_explora.errors import OutputError
 
@@ -39,6 +43,31 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Path:
+    """Write tensors as safetensors, complete or not at all.
+
+    Args:
+        path: Final name of the file.
+        tensors: What to write, by name.
+        metadata: Texts to store with it.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    final = Path(path)
+    with replacing(final) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # its way to say that the disk refused
+            raise OSError(str(error)) from error
+    return final
 
 
 def _commit(temporary: Path, final: Path) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from torchgeo_explora._files import replacing
+from torchgeo_explora._files import replacing, write_tensors
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.layers.lora import LoRALinear
 
@@ -60,11 +59,10 @@ def save_peft(model: nn.Module, folder: str | Path, base_model: str = '') -> lis
         tensors[f'{PREFIX}{name}.lora_B.weight'] = b.contiguous()
     config = json.dumps(_config(layers, base_model), indent=2)
     folder = Path(folder)
-    with replacing(folder / 'adapter_model.safetensors') as path:
-        save_file(tensors, path, metadata={'format': 'pt'})
+    weights = write_tensors(folder / 'adapter_model.safetensors', tensors, {'format': 'pt'})
     with replacing(folder / 'adapter_config.json') as path:
         path.write_text(config)
-    return [folder / 'adapter_model.safetensors', folder / 'adapter_config.json']
+    return [weights, folder / 'adapter_config.json']
 
 
 def _check_only_lora(model: nn.Module, layers: dict[str, LoRALinear]) -> None:

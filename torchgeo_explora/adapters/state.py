@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from torchgeo_explora import __version__
-from torchgeo_explora._files import replacing
+from torchgeo_explora._files import write_tensors
 from torchgeo_explora.adapters.config import ExPLoRAConfig
 from torchgeo_explora.adapters.surgery import apply_explora, encoder_parameters
 from torchgeo_explora.errors import WeightsError
@@ -118,9 +117,7 @@ def save_adapter(
         'version': __version__,
     }
     tensors = {name: tensor.cpu() for name, tensor in adapter_state_dict(model).items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={**(metadata or {}), **own})
-    return Path(path)
+    return write_tensors(path, tensors, {**({} if metadata is None else metadata), **own})
 
 
 def read_adapter(path: str | PathLike[str]) -> Adapter:
@@ -138,7 +135,7 @@ def read_adapter(path: str | PathLike[str]) -> Adapter:
             f'{path} could not be read as an adapter ({error}): give the adapter.safetensors that '
             'an adaptation wrote.'
         ) from error
-    if metadata.get('format') != FORMAT:
+    if metadata.get('format') != FORMAT or not {'config', 'base_hash'} <= metadata.keys():
         raise WeightsError(
             f'{path} is no adapter of this package: give adapter.safetensors, or load merged '
             'weights as weights.'

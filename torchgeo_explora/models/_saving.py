@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 import torchgeo_explora
-from torchgeo_explora._files import replacing
+from torchgeo_explora._files import write_tensors
 from torchgeo_explora.errors import ConfigError
 
 GENERATOR = 'torchgeo_explora'
@@ -48,12 +46,7 @@ def save_backbone(
             f'The model has LoRA layers ({unmerged[0]} and {len(unmerged) - 1} more): merge them '
             'with merge_lora before it is saved, or save the adapter instead.'
         )
-    with replacing(path) as temporary:
-        try:
-            save_file(state, temporary, metadata={**_texts(metadata), **_own_texts(model)})
-        except SafetensorError as error:  # its way to say that the disk refused
-            raise OSError(str(error)) from error
-    return path
+    return write_tensors(path, state, {**_texts(metadata), **_own_texts(model)})
 
 
 def _texts(metadata: Mapping[str, Any] | None) -> dict[str, str]:

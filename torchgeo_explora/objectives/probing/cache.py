@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from torchgeo_explora._files import replacing
+from torchgeo_explora._files import write_tensors
 from torchgeo_explora.errors import WeightsError
 from torchgeo_explora.objectives.probing.features import Batch, Features
 
@@ -63,8 +62,7 @@ def save_features(
     tensors = {'cls': features.cls.contiguous(), 'patch_mean': features.patch_mean.contiguous()}
     if features.labels is not None:
         tensors['labels'] = features.labels.contiguous()
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, None if metadata is None else dict(metadata))
+    write_tensors(path, tensors, {} if metadata is None else metadata)
 
 
 def load_features(path: str | os.PathLike[str]) -> Features:
