@@ -1,13 +1,16 @@
-"""Parameter groups for AdamW: who decays, and which learning-rate curve each part follows."""
+"""AdamW for the objective: who decays, which learning-rate curve each part follows, clipping."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from torchgeo_explora.adapters.surgery import NORMS
 from torchgeo_explora.layers.heads import DINOHead
 from torchgeo_explora.objectives.dinov2 import DINOv2Objective
+from torchgeo_explora.objectives.presets import OptimizationConfig, Schedules
 
 Part = Literal['backbone', 'unfrozen', 'head', 'prototypes']
 PARTS: tuple[Part, ...] = ('backbone', 'unfrozen', 'head', 'prototypes')
@@ -62,3 +65,32 @@ def _assign(
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2
+
+
+def make_optimizer(
+    objective: DINOv2Objective, unfrozen: Sequence[str], config: OptimizationConfig
+) -> torch.optim.AdamW:
+    """Return AdamW over what trains; rates are set before every step by :func:`set_rates`."""
+    return torch.optim.AdamW(parameter_groups(objective, unfrozen), lr=0.0, betas=config.betas)
+
+
+def set_rates(
+    optimizer: Optimizer, schedules: Schedules, config: OptimizationConfig, step: int
+) -> None:
+    """Set learning rate and weight decay of every group for micro-batch ``step``."""
+    rates = {
+        'backbone': schedules.backbone_lr(step),
+        'unfrozen': schedules.backbone_lr(step) * config.unfrozen_lr_scale,
+        'head': schedules.head_lr(step),
+        'prototypes': schedules.prototype_lr(step),
+    }
+    for group in optimizer.param_groups:
+        group['lr'] = rates[group['part']]
+        group['weight_decay'] = schedules.weight_decay(step) if group['decay'] else 0.0
+
+
+def clip_gradients(objective: DINOv2Objective, limit: float) -> None:
+    """Clip the gradient norm of the backbone and of each head; a limit of 0 clips nothing."""
+    if limit > 0:
+        for _, parameters in objective.submodules():
+            torch.nn.utils.clip_grad_norm_(parameters, limit)

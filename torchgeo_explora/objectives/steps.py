@@ -5,14 +5,22 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import Optimizer
 
 from torchgeo_explora.layers.masking import block_masks
 from torchgeo_explora.layers.tokens import fast_attention, patch_grid
 from torchgeo_explora.objectives.dinov2 import DINOv2Losses, DINOv2Objective
-from torchgeo_explora.objectives.param_groups import parameter_groups
-from torchgeo_explora.objectives.presets import CropConfig, OptimizationConfig, Schedules
+from torchgeo_explora.objectives.param_groups import clip_gradients, make_optimizer, set_rates
+from torchgeo_explora.objectives.presets import CropConfig
 from torchgeo_explora.transforms.multicrop import MultiCrop
+
+__all__ = [
+    'clip_gradients',
+    'make_multicrop',
+    'make_optimizer',
+    'micro_batch',
+    'set_rates',
+    'step_seed',
+]
 
 
 def make_multicrop(
@@ -82,32 +90,3 @@ def micro_batch(
         torch.manual_seed(seed)  # for stochastic depth
         losses: DINOv2Losses = objective(crops.global_, crops.local, mask, temperature)
     return losses
-
-
-def make_optimizer(
-    objective: DINOv2Objective, unfrozen: Sequence[str], config: OptimizationConfig
-) -> torch.optim.AdamW:
-    """Return AdamW over what trains; rates are set before every step by :func:`set_rates`."""
-    return torch.optim.AdamW(parameter_groups(objective, unfrozen), lr=0.0, betas=config.betas)
-
-
-def set_rates(
-    optimizer: Optimizer, schedules: Schedules, config: OptimizationConfig, step: int
-) -> None:
-    """Set learning rate and weight decay of every group for micro-batch ``step``."""
-    rates = {
-        'backbone': schedules.backbone_lr(step),
-        'unfrozen': schedules.backbone_lr(step) * config.unfrozen_lr_scale,
-        'head': schedules.head_lr(step),
-        'prototypes': schedules.prototype_lr(step),
-    }
-    for group in optimizer.param_groups:
-        group['lr'] = rates[group['part']]
-        group['weight_decay'] = schedules.weight_decay(step) if group['decay'] else 0.0
-
-
-def clip_gradients(objective: DINOv2Objective, limit: float) -> None:
-    """Clip the gradient norm of the backbone and of each head; a limit of 0 clips nothing."""
-    if limit > 0:
-        for _, parameters in objective.submodules():
-            torch.nn.utils.clip_grad_norm_(parameters, limit)
