@@ -76,9 +76,13 @@ def test_drift_and_alignment_under_known_changes() -> None:
 
 def test_prototype_usage_of_the_extremes() -> None:
     spread = prototype_usage(torch.eye(8))
-    assert (spread.used, spread.each, spread.possible) == (pytest.approx(8), pytest.approx(1), 8)
+    assert (spread.used, spread.each, spread.entropy) == (
+        pytest.approx(8),
+        pytest.approx(1),
+        pytest.approx(1),
+    )
     one = prototype_usage(F.one_hot(torch.zeros(8, dtype=torch.int64), 8).float())
-    assert one.used == pytest.approx(1)
+    assert (one.used, one.entropy) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
     flat = prototype_usage(torch.full((4, 16), 1 / 16))
     assert (flat.used, flat.each) == (pytest.approx(16), pytest.approx(16))
 
@@ -175,12 +179,12 @@ def test_checks_that_measured_something_else_do_not_break_a_row() -> None:
 
 
 def test_one_prototype_for_all_is_a_collapse() -> None:
-    def run(used: float) -> HealthHistory:
-        checks = tuple(HealthCheck(step, prototypes=used) for step in range(3))
+    def run(entropy: float) -> HealthHistory:
+        checks = tuple(HealthCheck(step, prototypes=entropy) for step in range(3))
         return HealthHistory(HealthCheck(0), checks)
 
-    assert '1.02 prototypes' in collapse_verdict(run(1.02)).reason
-    assert not collapse_verdict(run(40.0)).collapsed
+    assert 'to one prototype' in collapse_verdict(run(0.01)).reason
+    assert not collapse_verdict(run(0.4)).collapsed
 
 
 def test_limits_are_checked_and_obeyed() -> None:
