@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import rasterio
 import torch
-from affine import Affine
 from rasterio.enums import ColorInterp
+from rasterio.transform import Affine, from_origin
 from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 
@@ -116,7 +116,7 @@ class SyntheticScenes(NonGeoDataset):
         """
         row, column = divmod(index, COLUMNS)
         side = self.size * PIXEL
-        return Affine(PIXEL, 0.0, ORIGIN[0] + column * side, 0.0, -PIXEL, ORIGIN[1] - row * side)
+        return from_origin(ORIGIN[0] + column * side, ORIGIN[1] - row * side, PIXEL, PIXEL)
 
     def write_scenes(self, folder: Path | str) -> list[Path]:
         """Write every scene as a GeoTIFF, ``<class>/<class>_<number>.tif``.

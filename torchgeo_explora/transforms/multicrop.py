@@ -29,8 +29,8 @@ class Crops:
         local: The local crops, (n_local B, C, L, L).
     """
 
-    global_: Float[Tensor, '2B C G G']
-    local: Float[Tensor, 'NB C L L']
+    global_: Float[Tensor, 'views C G G']
+    local: Float[Tensor, 'views C L L']
 
 
 class MultiCrop(nn.Module):
