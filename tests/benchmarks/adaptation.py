@@ -41,6 +41,7 @@ from torchgeo_explora.objectives.probing import (
     linear_probe,
     logistic_regression,
 )
+from torchgeo_explora.objectives.prototypes import prototypes_from_images
 from torchgeo_explora.objectives.steps import (
     clip_gradients,
     make_multicrop,
@@ -180,6 +181,11 @@ def adapt(
     optimizer = make_optimizer(objective, report.unfrozen, config)
     schedules = make_schedules(config, args.steps, recipe.batch_size * config.accumulate)
     multicrop = make_multicrop(recipe.crops, 3, IMAGENET_MEAN, IMAGENET_STD).to(device)
+    if config.prototype_init == 'images':
+        indices = order(len(images.pixels), recipe.batch_size, args.steps, seed)
+        started = (images.pixels[index].to(device).float() / 255 for index in indices)
+        with torch.autocast(device.type, torch.bfloat16):
+            prototypes_from_images(objective, multicrop, started, seed)
     curve, seconds, every = [], 0.0, max(args.steps // args.points, 1)
     print(report.summary(), flush=True)
     for step, index in enumerate(order(len(images.pixels), recipe.batch_size, args.steps, seed)):

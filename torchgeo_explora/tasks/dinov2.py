@@ -25,6 +25,7 @@ from torchgeo_explora.objectives.presets import (
     make_schedules,
     recipe_fields,
 )
+from torchgeo_explora.objectives.prototypes import prototypes_from_images
 from torchgeo_explora.objectives.steps import (
     clip_gradients,
     make_multicrop,
@@ -101,6 +102,7 @@ class ExPLoRADINOv2(BaseTask):
         momentum: Teacher momentum at the start.
         momentum_end: Teacher momentum at the end.
         teacher_temperature: Temperature of the targets.
+        prototype_init: ``random``, or ``images`` to start prototypes at the images' features.
         publish: Which network is exported, ``teacher`` or ``student``.
 
     Raises:
@@ -165,6 +167,7 @@ class ExPLoRADINOv2(BaseTask):
         momentum: float | None = None,
         momentum_end: float | None = None,
         teacher_temperature: float | None = None,
+        prototype_init: Literal['random', 'images'] | None = None,
         publish: Literal['teacher', 'student'] | None = None,
     ) -> None:
         arguments = dict(locals())
@@ -226,6 +229,17 @@ class ExPLoRADINOv2(BaseTask):
             self.total_steps = self._trainer_steps()
         rank_zero_info(self.load_report.summary())
         rank_zero_info(self.adapter_report.summary())
+
+    def on_train_start(self) -> None:
+        """Start the prototypes at the images' features, where the recipe asks for it."""
+        if self.micro_step > 0 or self.recipe.optimization.prototype_init == 'random':
+            return
+        loader = self.trainer.train_dataloader
+        assert loader is not None, 'Lightning sets the loaders up before training starts'
+        images = (batch['image'].to(self.device) for batch in loader)
+        with self.trainer.precision_plugin.forward_context():
+            count = prototypes_from_images(self.model, self.multicrop, images, self.hparams['seed'])
+        rank_zero_info(f'{count} prototypes start at features of the images.')
 
     def _trainer_steps(self) -> int:
         trainer, accumulate = self.trainer, self.recipe.optimization.accumulate
