@@ -1,9 +1,14 @@
 """Configuration of the documentation, built by `sphinx-build -W docs docs/_build/html`."""
 
+import argparse
 import dataclasses
+import os
 from collections.abc import Iterator
 
+os.environ['COLUMNS'] = '100'  # width of the commands' help
+
 import torchgeo_explora
+from torchgeo_explora.cli.parser import build_parser
 from torchgeo_explora.objectives import PRESETS
 
 
@@ -17,6 +22,14 @@ def _preset_rows() -> Iterator[tuple[str, ...]]:
             yield (f'`{field.name}`', *(str(getattr(values, field.name)) for values in parts))
     yield ('batch of one step', *(str(recipe.batch_size) for recipe in PRESETS.values()))
     yield ('source', *(recipe.source for recipe in PRESETS.values()))
+
+
+def _commands() -> Iterator[str]:
+    """Yield a section for every command: its name and its help."""
+    for action in build_parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, parser in action.choices.items():
+                yield f'## {name}\n\n```text\n{parser.format_help()}```\n'
 
 
 project = 'torchgeo-explora'
@@ -45,7 +58,10 @@ napoleon_numpy_docstring = False
 
 myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath', 'substitution']
 myst_heading_anchors = 3
-myst_substitutions = {'presets': '\n'.join(f'| {" | ".join(row)} |' for row in _preset_rows())}
+myst_substitutions = {
+    'commands': '\n'.join(_commands()),
+    'presets': '\n'.join(f'| {" | ".join(row)} |' for row in _preset_rows()),
+}
 
 html_theme = 'furo'
 html_title = 'torchgeo-explora'
