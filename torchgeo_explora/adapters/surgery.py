@@ -162,7 +162,7 @@ def _parts_in_full(
 ) -> Iterator[nn.Module | nn.Parameter]:
     """Yield everything outside the unfrozen blocks that trains besides low-rank factors."""
     if config.train_norms or config.train_all:
-        for root in (model.norm_pre, *model.blocks, model.norm):
+        for root in (model.patch_embed, model.norm_pre, *model.blocks, model.norm):
             yield from (module for module in root.modules() if isinstance(module, NORMS))
     if (config.train_cls_token or config.train_all) and model.cls_token is not None:
         yield model.cls_token
