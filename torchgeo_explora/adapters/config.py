@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +39,9 @@ class ExPLoRAConfig:
     """
 
     rank: int = 64
-    unfreeze_blocks: tuple[int, ...] = (-1,)
+    unfreeze_blocks: Sequence[int] = (-1,)
     alpha: float = 1.0
-    targets: tuple[str, ...] = ('q', 'v')
+    targets: Sequence[str] = ('q', 'v')
     mlp_rank: int | None = None
     train_norms: bool = True
     train_cls_token: bool = True
