@@ -80,7 +80,7 @@ class _MergedLinear(torch.autograd.Function):
 def _factor_grads(
     x: Tensor, grad: Tensor, a: Tensor, bs: Sequence[Tensor], starts: Sequence[int], scale: float
 ) -> tuple[Tensor, list[Tensor]]:
-    x, grad = x.flatten(0, -2), grad.flatten(0, -2)  # (..., d) -> (tokens, d)
+    x, grad = (t.reshape(-1, t.shape[-1]) for t in (x, grad))  # (..., d) -> (tokens, d)
     down = (x @ a.to(x.dtype).T).chunk(len(bs), dim=1)
     ups, grad_bs = [], []
     for start, u, b in zip(starts, down, bs, strict=True):
@@ -180,6 +180,8 @@ class LoRALinear(nn.Module):
     def rows(self, x: Float[Tensor, '*batch d_in'], start: int, stop: int) -> Tensor:
         """Compute only the output rows ``start:stop``; each part lies inside or outside them."""
         inside = [part for part in self.segments if start <= part.start and part.stop <= stop]
+        touched = [part for part in self.segments if part.start < stop and start < part.stop]
+        assert inside == touched, f'rows {start} to {stop} cut a part of the layer in two'
         bias = None if self.bias is None else self.bias[start:stop]
         weight = self.weight[start:stop]
         if not inside:
