@@ -36,7 +36,9 @@ SIZES = {'base': 'vit_base_patch14_dinov2', 'large': 'vit_large_patch14_dinov2'}
 
 def _on_meta(name: str, **arguments: Any) -> VisionTransformer:  # noqa: ANN401
     with torch.device('meta'):
-        return timm.create_model(name, **arguments)
+        model = timm.create_model(name, **arguments)
+    assert isinstance(model, VisionTransformer)
+    return model
 
 
 @pytest.mark.parametrize(
