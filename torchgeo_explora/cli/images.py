@@ -1,0 +1,271 @@
+"""The images of a command: found and checked once, split into what trains and what is scored."""
+
+import warnings
+from collections.abc import Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from torchgeo_explora.cli.settings import AdaptSettings, choose_workers
+from torchgeo_explora.datamodules import FolderDataModule
+from torchgeo_explora.datasets import ImageFolder
+from torchgeo_explora.datasets.image_folder import image_root
+from torchgeo_explora.errors import ConfigError, ImageError
+
+LARGEST_SIDE = 256
+"""Pixels to which images are reduced unless the user says otherwise; DINOv2 crops 224."""
+
+CACHE_BYTES = 2**30
+"""Decoded images up to this size are kept in memory."""
+
+HEALTH_IMAGES = 1000
+"""Unlabelled images that rank, spread and drift are measured on."""
+
+type Sample = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """Images with classes: neighbours and classifiers come from one part, scores from the other.
+
+    Args:
+        reference: Images whose labels are used.
+        scored: Images that are classified.
+        classes: Names of the classes.
+        source: Where the two come from, in words.
+        module: Data module that holds both.
+    """
+
+    reference: Dataset[Sample]
+    scored: Dataset[Sample]
+    classes: list[str]
+    source: str
+    module: FolderDataModule
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """All images of a run.
+
+    Args:
+        module: What the model is adapted to.
+        arguments: Of ``module``, for ``config.yaml``.
+        labelled: What probes see; None where nothing has classes.
+        skipped: Files that were left out, with the reason.
+    """
+
+    module: FolderDataModule
+    arguments: dict[str, Any]
+    labelled: LabelledSplit | None
+    skipped: dict[str, str]
+
+    @property
+    def count(self) -> int:
+        """Images that the model is adapted to."""
+        return length(self.module.train_dataset)
+
+    def health_sample(self, seed: int) -> Dataset[Sample]:
+        """Images that rank, spread and drift are measured on: some of those adapted to."""
+        chosen = np.random.default_rng([seed, 1]).permutation(self.count)[:HEALTH_IMAGES]
+        return Subset(adapted_to(self.module), sorted(chosen.tolist()))
+
+
+def open_images(settings: AdaptSettings, patch: int, batch_size: int) -> RunImages:
+    """Find, check and split the images of a run.
+
+    Args:
+        settings: Of the run.
+        patch: Side of the model's patches in pixels.
+        batch_size: Images of a batch.
+
+    Raises:
+        ImageError: If the images cannot be used.
+        ConfigError: If an option does not fit them.
+    """
+    root = image_root(settings.folder)
+    if settings.all_images and _tested(root):
+        raise ConfigError(
+            f'--all-images was given and {settings.folder} has a folder test: give the folder of '
+            'the images to adapt to, and labelled ones as --labels.'
+        )
+    arguments = reading(settings, root, patch) | {
+        'batch_size': batch_size,
+        'train_on_val': settings.all_images or _tested(root) or settings.labels is not None,
+    }
+    module = _opened(root, arguments)
+    if settings.labels is None:
+        split = _own_split(settings, module, root)
+    else:
+        split = separate_split(Path(settings.labels), arguments, module)
+    return RunImages(module, arguments, split, left_out(module))
+
+
+def reading(settings: AdaptSettings, root: Path, patch: int) -> dict[str, Any]:
+    """Settle how the images under a folder are read.
+
+    Args:
+        settings: Of the run.
+        root: Folder of images.
+        patch: Side of the model's patches in pixels.
+
+    Returns:
+        Arguments of :class:`FolderDataModule`.
+
+    Raises:
+        ImageError: If the images cannot be used.
+        ConfigError: If mean and std do not fit together.
+    """
+    options: dict[str, Any] = {
+        'bands': settings.bands,
+        'mode': 'rgb' if settings.grey else 'keep',
+        'num_channels': needed_channels(settings),
+        'min_size': patch,
+        'seed': settings.seed,
+    }
+    train = root / 'train'
+    with warnings.catch_warnings():  # what is left out is said once, by whoever loads the images
+        warnings.simplefilter('ignore')
+        survey = ImageFolder(
+            train if train.is_dir() else root, scale=(0, 1), with_labels=False, **options
+        )
+    side = settings.image_size
+    if side is None:
+        sides = [_short_side(survey, index) for index in range(len(survey))]
+        side = min(int(np.median(sides)), LARGEST_SIDE)
+    cached = len(survey) * survey.num_channels * side**2 <= CACHE_BYTES
+    return options | {
+        'image_size': side,
+        'cache': 'ram' if cached else 'none',
+        'num_workers': choose_workers(settings.workers, cached),
+    }
+
+
+def needed_channels(settings: AdaptSettings) -> int:
+    """Bands that the images must have: three, or as many as there are statistics.
+
+    Raises:
+        ConfigError: If mean and std are not given together, of one length.
+    """
+    mean, std = settings.mean, settings.std
+    if mean is None and std is None:
+        return 3
+    if mean is None or std is None or len(mean) != len(std):
+        raise ConfigError(
+            f'--mean is {mean} and --std is {std}: give both, with one value for each band.'
+        )
+    return len(mean)
+
+
+def _short_side(folder: ImageFolder, index: int) -> int:
+    tile = folder.tiles[index]
+    if tile.window is not None:
+        return int(min(tile.window.height, tile.window.width))
+    header = folder.headers[tile.file]
+    return min(header.height, header.width)
+
+
+def _tested(root: Path) -> bool:
+    return (root / 'train').is_dir() and (root / 'test').is_dir()
+
+
+def _opened(root: Path, arguments: dict[str, Any]) -> FolderDataModule:
+    module = FolderDataModule(root, **arguments)
+    module.setup('fit')
+    return module
+
+
+def _own_split(
+    settings: AdaptSettings, module: FolderDataModule, root: Path
+) -> LabelledSplit | None:
+    """Probe the images themselves where their folders are classes."""
+    if module.classes is None:
+        return None
+    train, held_out = adapted_to(module), module.test_dataset
+    source = f'{settings.folder}: train, scored on test (not adapted to)'
+    if held_out is None:
+        held_out, seen = module.val_dataset, 'adapted to as well' if settings.all_images else 'not'
+        source = f'{settings.folder}: part of every class, scored on the rest ({seen} adapted to)'
+    if held_out is None:
+        return None
+    return LabelledSplit(_without(train, held_out), held_out, module.classes, source, module)
+
+
+def separate_split(
+    folder: Path, arguments: dict[str, Any], like: FolderDataModule | None = None
+) -> LabelledSplit:
+    """Split a folder of labelled images into a reference and a scored part.
+
+    Args:
+        folder: Its ``test`` folder is scored where there is one, else a fifth of every class.
+        arguments: Of :class:`FolderDataModule`.
+        like: Images whose scale of values is to be used.
+
+    Raises:
+        ImageError: If the folder has no classes, or cannot be used.
+    """
+    root = image_root(folder)
+    tested = _tested(root) and 'val_root' not in arguments
+    scale = arguments.get('scale') if like is None else _scale(like)
+    options = {'with_labels': True, 'train_on_val': tested, 'scale': scale}
+    module = _opened(root, arguments | options)
+    scored = module.test_dataset if tested else module.val_dataset
+    if scored is None or module.classes is None:
+        raise ImageError(
+            f'{folder} has too few images to hold some back: give at least two of each class.'
+        )
+    part = 'train, scored on test' if tested else 'part of every class, scored on the rest'
+    if 'val_root' in arguments:
+        part = f'scored on {arguments["val_root"]}'
+    source = f'{folder}: {part}'
+    return LabelledSplit(adapted_to(module), scored, module.classes, source, module)
+
+
+def adapted_to(module: FolderDataModule) -> Dataset[Sample]:
+    """Return the training images of an opened module."""
+    dataset = module.train_dataset
+    assert dataset is not None, 'an opened module has training images'
+    return dataset
+
+
+def length(dataset: Dataset[Sample] | None) -> int:
+    """Number of samples."""
+    assert isinstance(dataset, Sized), 'data sets of folders know their length'
+    return len(dataset)
+
+
+def _without(train: Dataset[Sample], held_out: Dataset[Sample]) -> Dataset[Sample]:
+    """Leave held-out images out of the reference, where training goes over all of them."""
+    if isinstance(held_out, Subset) and held_out.dataset is train:
+        kept = set(range(length(train))) - set(held_out.indices)
+        return Subset(train, sorted(kept))
+    return train
+
+
+def _folder(module: FolderDataModule) -> ImageFolder:
+    dataset = adapted_to(module)
+    folder = dataset.dataset if isinstance(dataset, Subset) else dataset
+    assert isinstance(folder, ImageFolder), 'a folder module reads an image folder'
+    return folder
+
+
+def _scale(module: FolderDataModule) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    scale = _folder(module).scale
+    return None if scale.source == 'dtype' else (scale.low, scale.high)
+
+
+def left_out(module: FolderDataModule) -> dict[str, str]:
+    """Return the training files that cannot be read, with the reason."""
+    folder = _folder(module)
+    return {str(path): reason for path, reason in {**folder.skipped, **folder.damaged}.items()}
+
+
+def loader(dataset: Dataset[Sample], batch_size: int, workers: int) -> DataLoader[Sample]:
+    """Load a data set once, in its order; the global random state is not used."""
+    return DataLoader(
+        dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator()
+    )

@@ -1,0 +1,238 @@
+"""Everything that decides what a run does; written into its folder, and read again to resume."""
+
+import argparse
+import dataclasses
+import inspect
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import yaml
+
+from torchgeo_explora.cli.parser import MODEL
+from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
+
+_TASK = inspect.signature(ExPLoRADINOv2.__init__).parameters
+# Have an option of their own, or are settled by the images.
+_OWN = {
+    'self', 'model', 'weights', 'preset', 'in_channels', 'mean', 'std', 'bands', 'eval_size',
+    'seed', 'rank', 'unfreeze_blocks', 'steps',
+}  # fmt: skip
+EXTRA = tuple(sorted(set(_TASK) - _OWN))
+"""Arguments of the task that ``--set`` takes."""
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """What ``adapt`` does. Fields are the command's options; None leaves a choice to the program.
+
+    Args:
+        folder: Images, absolute path.
+        model: timm name.
+        weights: Where to start, as the user wrote it (an absolute path where it is a file).
+        preset: Recipe.
+        epochs: Passes over the images.
+        steps: Batches of the whole run.
+        batch_size: Images of a batch.
+        rank: Rank of the low-rank updates.
+        unfreeze: Blocks trained in full.
+        extra: Further arguments of the task.
+        labels: Labelled images, absolute path.
+        all_images: Whether held-out images are adapted to as well.
+        bands: Bands to read.
+        grey: Whether a single band is repeated.
+        image_size: Side in pixels when read.
+        eval_size: Side in pixels that probes see.
+        mean: Mean of each band.
+        std: Standard deviation of each band.
+        seed: Seed of everything.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, ``bf16`` or ``32``.
+        workers: Processes that load images.
+        checkpoint_every: Batches between checkpoints.
+    """
+
+    folder: str
+    model: str = MODEL
+    weights: str = 'timm'
+    preset: str = 'small'
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    rank: int | None = None
+    unfreeze: list[int] | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    labels: str | None = None
+    all_images: bool = False
+    bands: list[int | str] | None = None
+    grey: bool = False
+    image_size: int | None = None
+    eval_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    seed: int = 0
+    device: str = 'auto'
+    precision: str = 'auto'
+    workers: int | None = None
+    checkpoint_every: int | None = None
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> Self:
+        """Read the options that were given; the rest keeps its default.
+
+        Raises:
+            ConfigError: If there is no folder, or an option is wrong.
+        """
+        given = given_options(args)
+        if 'folder' not in given:
+            raise ConfigError(
+                'No folder of images was given: name one, or go on with a run by --resume.'
+            )
+        return cls(**given)
+
+    @classmethod
+    def from_json(cls, text: str, source: Path) -> Self:
+        """Read what :meth:`to_dict` gave.
+
+        Raises:
+            ConfigError: If it is something else.
+        """
+        try:
+            return cls(**json.loads(text)['settings'])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f'{source} holds no settings of a run ({error}): start a new run elsewhere.'
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields."""
+        return dataclasses.asdict(self)
+
+    def check_unchanged(self, args: argparse.Namespace) -> None:
+        """Refuse options that differ from those of the run that is resumed.
+
+        Where images are loaded and how often a checkpoint is written changes no result.
+
+        Raises:
+            ConfigError: Naming them.
+        """
+        own = self.to_dict()
+        changed = [
+            f'{name} was {own[name]} and is {value}'
+            for name, value in given_options(args).items()
+            if own[name] != value and name not in HARMLESS
+        ]
+        if changed:
+            raise ConfigError(
+                f'The run cannot be resumed with other settings ({"; ".join(changed)}): leave '
+                'them out, or start a new run in another folder.'
+            )
+
+    def resumed(self, args: argparse.Namespace) -> Self:
+        """Return these settings with the harmless ones that were given."""
+        given = {k: v for k, v in given_options(args).items() if k in HARMLESS}
+        return dataclasses.replace(self, **given)
+
+
+HARMLESS = ('workers', 'checkpoint_every')
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of :class:`AdaptSettings` that a command line gives."""
+    names = {field.name for field in dataclasses.fields(AdaptSettings)}
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    for name in ('folder', 'labels'):
+        if name in given:
+            given[name] = str(Path(given[name]).expanduser().resolve())
+    if 'weights' in given:
+        given['weights'] = _weights(given['weights'])
+    if 'bands' in given:
+        given['bands'] = parse_bands(given['bands'])
+    if 'extra' in given:
+        given['extra'] = _extra(given['extra'])
+    return given
+
+
+def _weights(text: str) -> str:
+    path = Path(text).expanduser()
+    return str(path.resolve()) if path.exists() else text
+
+
+def weights_argument(text: str) -> str | bool | None:
+    """Translate the option ``--weights`` to the argument of the task."""
+    return {'timm': True, 'random': None}.get(text, text)
+
+
+def parse_bands(texts: list[str]) -> list[int | str]:
+    """Read bands: whole numbers are indexes, anything else a description."""
+    return [int(text) if text.isdecimal() else text for text in texts]
+
+
+def _extra(pairs: list[str]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` pairs; values are YAML.
+
+    Raises:
+        ConfigError: If a pair is none, or the key is no number of a recipe.
+    """
+    extra: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition('=')
+        if not sign or key not in EXTRA:
+            raise ConfigError(f'--set {pair}: give KEY=VALUE with KEY one of {", ".join(EXTRA)}.')
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f'--set {pair}: {text!r} is no YAML value.') from error
+        # YAML 1.1 takes 1e-4 for a text
+        extra[key] = _number(value) if isinstance(value, str) else value
+    return extra
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device that the option ``--device`` names.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    available = torch.cuda.is_available()
+    if name == 'cuda' and not available:
+        raise ConfigError('--device cuda was given and PyTorch finds no GPU: use --device cpu.')
+    return torch.device('cuda' if available and name != 'cpu' else 'cpu')
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices itself, instead of emulating it."""
+    if device.type == 'cuda':
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return capabilities == 'AVX512' and _cpu_flag('avx512_bf16')
+
+
+def _cpu_flag(name: str) -> bool:
+    path = Path('/proc/cpuinfo')
+    return path.is_file() and f' {name} ' in path.read_text(encoding='utf-8', errors='replace')
+
+
+def choose_precision(name: str | None, device: torch.device) -> str:
+    """Return Lightning's name for the option ``--precision``."""
+    if name == '32' or (name != 'bf16' and not computes_bfloat16(device)):
+        return '32-true'
+    return 'bf16-mixed'
+
+
+def choose_workers(given: int | None, cached: bool) -> int:
+    """Number of loading processes: none where all images are in memory."""
+    if given is not None:
+        return given
+    return 0 if cached else min((os.cpu_count() or 2) - 1, 8)

@@ -1,0 +1,236 @@
+"""Training with little noise: one progress line, a checkpoint now and then, a table of metrics."""
+
+import csv
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from torchgeo_explora._files import replacing
+from torchgeo_explora.cli.console import duration, percent, say
+from torchgeo_explora.objectives.probing import Progress
+from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
+
+SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_CHECKPOINTS = 300.0
+TIMED_STEPS = 5
+"""Steps after which the length of a run is estimated; the first ones are slower."""
+
+
+class Meter:
+    """A progress line: rewritten in place on a terminal, a new one every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = sys.stdout.isatty()
+        self.last = float('-inf')
+
+    def show(self, text: str, last: bool = False) -> None:
+        """Show a state if it is time to.
+
+        Args:
+            text: The line.
+            last: Whether it is the final one, which is always shown.
+        """
+        now = time.monotonic()
+        if not last and now - self.last < (0.5 if self.live else SECONDS_BETWEEN_LINES):
+            return
+        self.last = now
+        if self.live:
+            print(f'\r\x1b[2K{text}', end='\n' if last else '', flush=True)
+        else:
+            say(text)
+
+
+class ProgressLine:
+    """Shows the :class:`Progress` of a computation.
+
+    Args:
+        what: What is being done.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.meter = what, Meter()
+        self.meter.last = time.monotonic()  # short work needs no line before its last
+
+    def __call__(self, state: Progress) -> None:
+        """Show a state if it is time to."""
+        finished = state.done == state.total
+        rest = '' if state.remaining is None else f', {duration(state.remaining)} to go'
+        tail = f' in {duration(state.seconds)}' if finished else rest
+        self.meter.show(
+            f'{self.what}: {state.done} of {state.total}, {state.rate:.0f} images/s{tail}', finished
+        )
+
+
+class TrainingProgress(Callback):
+    """Images a second, time to go and the loss; an estimate of the whole after a few steps."""
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+        self.begun = self.start = 0.0
+        self.first = self.images = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.start = time.monotonic()
+        self.first = _task(pl_module).micro_step
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Show where the run is."""
+        task = _task(pl_module)
+        done, total = task.micro_step, task.total_steps
+        assert total is not None, 'the length of the run is known once it has begun'
+        steps, elapsed = done - self.first, time.monotonic() - self.start
+        if steps == 1:  # compilers, caches and loaders warm up in the first step
+            self.begun = elapsed
+        timed = elapsed - self.begun if steps > 1 else elapsed
+        rate = max(steps - 1, 1) / max(timed, 1e-9)
+        left = (total - done) / rate
+        images = rate * len(batch['image'])
+        if steps == TIMED_STEPS and total - done > TIMED_STEPS:
+            say(f'Estimate: {duration(left)} at {images:.1f} images/s for {total - done} steps')
+        finished = done >= total
+        loss = float(trainer.callback_metrics['train_loss'])
+        tail = f'in {duration(elapsed)}' if finished else f'{duration(left)} to go'
+        self.meter.show(
+            f'Step {done}/{total} ({percent(done / total)}), {images:.1f} images/s, '
+            f'loss {loss:.3f}, {tail}',
+            finished,
+        )
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps one checkpoint to resume from, never half-written.
+
+    Args:
+        path: The checkpoint.
+        every: Batches between checkpoints; None for about five minutes.
+    """
+
+    def __init__(self, path: Path, every: int | None) -> None:
+        self.path, self.every = path, every
+        self.last = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Write a checkpoint if it is time to.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        task = _task(pl_module)
+        if self.every is None:
+            due = time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS
+        else:
+            due = task.micro_step % self.every == 0
+        if due or task.micro_step == task.total_steps:
+            self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """Write the checkpoint now.
+
+        Raises:
+            OutputError: If it cannot be written; an older one stays as it was.
+        """
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsTable):
+                logger.log_metrics({k: float(v) for k, v in trainer.logged_metrics.items()})
+                logger.write()
+        with replacing(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
+        self.last = time.monotonic()
+
+
+class MetricsTable(Logger):
+    """``metrics.csv``: a row a step, a column a metric, continued by a resumed run.
+
+    Rows after the checkpoint that a run is resumed from are dropped, so that the table is that of
+    an unbroken run.
+
+    Args:
+        folder: Of the run.
+        task: Knows the step.
+    """
+
+    def __init__(self, folder: Path, task: ExPLoRADINOv2) -> None:
+        super().__init__()
+        self.folder, self.path, self.task = folder, folder / 'metrics.csv', task
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.begun = False
+        if self.path.is_file():
+            with self.path.open(newline='', encoding='utf-8') as file:
+                self.rows = {
+                    int(row['step']): {k: v for k, v in row.items() if v != '' and k != 'step'}
+                    for row in csv.DictReader(file)
+                }
+
+    @property
+    def name(self) -> str:
+        """No sub-folder."""
+        return ''
+
+    @property
+    def version(self) -> str:
+        """No sub-folder."""
+        return ''
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder, in which Lightning and the task write."""
+        return str(self.folder)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """The settings are in ``run.json``."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add numbers to the row of the present batch, whatever Lightning counts as a step."""
+        step = self.task.micro_step
+        if not self.begun:
+            self.rows = {known: row for known, row in self.rows.items() if known < step}
+            self.begun = True
+        row = self.rows.setdefault(step, {})
+        row.update({key: float(value) for key, value in metrics.items() if key != 'epoch'})
+
+    def save(self) -> None:
+        """Lightning calls this after every row; :meth:`write` is called with checkpoints."""
+
+    def write(self) -> None:
+        """Write the table.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))
+        with replacing(self.path) as path, path.open('w', newline='', encoding='utf-8') as file:
+            table = csv.DictWriter(file, ['step', *columns])
+            table.writeheader()
+            table.writerows({'step': step, **row} for step, row in sorted(self.rows.items()))
+
+    def curve(self, metric: str) -> tuple[list[int], list[float]]:
+        """Return the steps and values of a metric."""
+        points = [(step, float(row[metric])) for step, row in self.rows.items() if metric in row]
+        return [step for step, _ in points], [value for _, value in points]
+
+
+def _task(module: LightningModule) -> ExPLoRADINOv2:
+    assert isinstance(module, ExPLoRADINOv2), 'the command trains this task only'
+    return module
