@@ -19,7 +19,7 @@ def _preset_rows() -> Iterator[tuple[str, ...]]:
     for part in ('adapter', 'objective', 'crops', 'optimization'):
         parts = [getattr(recipe, part) for recipe in PRESETS.values()]
         for field in dataclasses.fields(parts[0]):
-            yield (f'`{field.name}`', *(str(getattr(values, field.name)) for values in parts))
+            yield (f'`{field.name}`', *(f'`{getattr(values, field.name)}`' for values in parts))
     yield ('batch of one step', *(str(recipe.batch_size) for recipe in PRESETS.values()))
     yield ('source', *(recipe.source for recipe in PRESETS.values()))
 
