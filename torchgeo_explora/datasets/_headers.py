@@ -53,10 +53,9 @@ class ImageHeader:
         path: The file.
         height: Rows in pixels.
         width: Columns in pixels.
-        names: Description of every band, empty where it has none; alpha channels left out.
-        indexes: 1-based index of each of these bands in the file.
+        names: Description of every band of the file, empty where it has none.
+        indexes: 1-based indexes of the bands that are no alpha channel.
         dtype: NumPy name of the data type.
-        alpha: Whether an alpha channel was left out.
         masked: Whether some pixels may be without data.
     """
 
@@ -66,13 +65,12 @@ class ImageHeader:
     names: tuple[str, ...]
     indexes: tuple[int, ...]
     dtype: str
-    alpha: bool
     masked: bool
 
     @property
-    def bands(self) -> int:
-        """Number of bands without alpha."""
-        return len(self.indexes)
+    def alpha(self) -> bool:
+        """Whether there is an alpha channel."""
+        return len(self.indexes) < len(self.names)
 
 
 def is_raster(path: Path) -> bool:
@@ -97,31 +95,38 @@ def read_header(path: Path) -> ImageHeader:
 
 def _raster_header(path: Path) -> ImageHeader:
     with rasterio.open(path) as source:
-        colour = [i for i, kind in enumerate(source.colorinterp) if kind != ColorInterp.alpha]
-        flags = source.mask_flag_enums
+        names = tuple(name or '' for name in source.descriptions)
+        # GDAL takes a fourth band of bytes for alpha; one with a name of its own is none
+        indexes = tuple(
+            index
+            for index, name, kind in zip(source.indexes, names, source.colorinterp, strict=True)
+            if kind != ColorInterp.alpha or name.lower() not in {'', 'alpha'}
+        )
+        no_mask = MaskFlags.all_valid if len(indexes) < len(names) else MaskFlags.alpha
         return ImageHeader(
             path=path,
             height=source.height,
             width=source.width,
-            names=tuple(source.descriptions[i] or '' for i in colour),
-            indexes=tuple(i + 1 for i in colour),
+            names=names,
+            indexes=indexes,
             dtype=source.dtypes[0],
-            alpha=len(colour) < source.count,
-            masked=any(MaskFlags.all_valid not in flags[i] for i in colour),
+            masked=not any(
+                {MaskFlags.all_valid, no_mask} & set(flags) for flags in source.mask_flag_enums
+            ),
         )
 
 
 def _picture_header(path: Path) -> ImageHeader:
     with Image.open(path) as image:
         dtype, bands, alpha = _MODES.get(image.mode, ('uint8', 3, 'transparency' in image.info))
+        names = ('red', 'green', 'blue') if bands == 3 else ('grey',)
         return ImageHeader(
             path=path,
             height=image.height,
             width=image.width,
-            names=('red', 'green', 'blue') if bands == 3 else ('grey',),
+            names=names + (('alpha',) if alpha else ()),
             indexes=tuple(range(1, bands + 1)),
             dtype=dtype,
-            alpha=alpha,
             masked=False,
         )
 

@@ -100,9 +100,11 @@ def split_windows(header: ImageHeader, tile: int | None) -> list[Window | None]:
     return [Window(column, row, tile, tile) for row in rows for column in columns]
 
 
-def drop_empty(header: ImageHeader, windows: list[Window | None]) -> list[Window | None]:
+def drop_empty(
+    header: ImageHeader, windows: list[Window | None], indexes: Sequence[int]
+) -> list[Window | None]:
     """Leave out windows without a single pixel of data."""
-    if not header.masked or windows == [None]:
+    if not is_masked(header, indexes) or windows == [None]:
         return windows
     with rasterio.open(header.path) as source:
         return [window for window in windows if source.dataset_mask(window=window).any()]
@@ -113,7 +115,7 @@ def select_bands(header: ImageHeader, bands: Sequence[int | str] | None) -> tupl
 
     Args:
         header: An image.
-        bands: Indexes or descriptions; None for all bands.
+        bands: Indexes or descriptions; None for all bands but alpha.
 
     Returns:
         1-based indexes in the file.
@@ -123,10 +125,9 @@ def select_bands(header: ImageHeader, bands: Sequence[int | str] | None) -> tupl
     """
     if bands is None:
         return header.indexes
-    lookup: dict[int | str, int] = {index: index for index in header.indexes}
-    lookup |= {
-        name: index for name, index in zip(header.names, header.indexes, strict=True) if name
-    }
+    lookup: dict[int | str, int] = {}
+    for index, name in enumerate(header.names, start=1):
+        lookup |= {index: index, name: index} if name else {index: index}
     missing = [band for band in bands if band not in lookup]
     if missing:
         raise ImageError(
@@ -136,22 +137,31 @@ def select_bands(header: ImageHeader, bands: Sequence[int | str] | None) -> tupl
     return tuple(lookup[band] for band in bands)
 
 
-def read_pixels(path: Path, window: Window | None, indexes: Sequence[int]) -> Pixels:
+def is_masked(header: ImageHeader, indexes: Sequence[int]) -> bool:
+    """Whether pixels of these bands may be without data.
+
+    Where an alpha channel is itself asked for, it is a band like others and masks nothing.
+    """
+    return header.masked and set(indexes) <= set(header.indexes)
+
+
+def read_pixels(header: ImageHeader, window: Window | None, indexes: Sequence[int]) -> Pixels:
     """Decode bands of an image or of a window of it.
 
     Args:
-        path: The image.
+        header: The image.
         window: Part of a raster; None for all of it.
         indexes: 1-based bands.
 
     Returns:
         (bands, height, width) of the file's data type; pixels without data and NaN are masked.
     """
-    if is_raster(path):
-        with rasterio.open(path) as source:
-            values = np.ma.asarray(source.read(list(indexes), window=window, masked=True))
+    if is_raster(header.path):
+        masked = is_masked(header, indexes)
+        with rasterio.open(header.path) as source:
+            values = np.ma.asarray(source.read(list(indexes), window=window, masked=masked))
     else:
-        values = np.ma.MaskedArray(_read_picture(path)[[index - 1 for index in indexes]])
+        values = np.ma.asarray(_read_picture(header.path)[[index - 1 for index in indexes]])
     if values.dtype.kind == 'f':
         values = np.ma.masked_invalid(values, copy=False)
     return values

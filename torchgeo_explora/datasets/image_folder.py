@@ -58,7 +58,7 @@ class ImageFolder(NonGeoDataset):
     is decoded is replaced by the next readable one, and named likewise. GeoTIFFs are read through
     rasterio; one with both sides of at least ``2 * tile`` pixels is split into windows, of which
     those without data are left out. Pixels without data (nodata, masks, NaN) become 0. Alpha
-    channels are left out, with a warning.
+    channels are left out, with a warning, unless ``bands`` names them.
 
     8-bit values are divided by 255. Others are scaled with ``scale``, or, where that is None,
     between two percentiles of each band over the whole folder (of up to 256 images drawn with
@@ -69,7 +69,8 @@ class ImageFolder(NonGeoDataset):
         image_size: Side of the square images that come out: the shorter side is resized to it
             (bicubic, antialiased, only where it differs) and the centre cut out. None to leave
             images as they are.
-        bands: 1-based indexes or descriptions of the bands to read, in this order; None for all.
+        bands: 1-based indexes or descriptions of the bands to read, in this order; None for all but
+            alpha.
         mode: ``keep`` the bands, or ``rgb``: a single band is repeated three times.
         extensions: File name extensions that count as images.
         with_labels: Whether the first-level sub-folders are classes. ``auto``: they are if every
@@ -135,7 +136,7 @@ class ImageFolder(NonGeoDataset):
         check_alike(kinds, self.headers)
         self.num_channels = self._channels(len(self._indexes[0]))
         self._check_channels(num_channels)
-        self._say_what_is_left_out()
+        self._say_what_is_left_out(alpha=bands is None)
         self.damaged: dict[Path, str] = {}
         side = tile if tile is None or image_size is None else max(tile, image_size)
         self.tiles = self._split(side)
@@ -192,12 +193,15 @@ class ImageFolder(NonGeoDataset):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore', NotGeoreferencedWarning)
-                values = read_pixels(path, tile.window, self._indexes[tile.file])
+                values = self._read(tile)
         except READ_ERRORS as error:
             self.damaged[path] = ' '.join(str(error).split())
             warnings.warn(f'{path} is damaged and left out ({self.damaged[path]}).', stacklevel=2)
             return None
         return self._finish(values)
+
+    def _read(self, tile: Tile) -> Pixels:
+        return read_pixels(self.headers[tile.file], tile.window, self._indexes[tile.file])
 
     def _finish(self, values: Pixels) -> Tensor:
         """Scaled and resized pixels; bytes where the file holds bytes."""
@@ -240,7 +244,7 @@ class ImageFolder(NonGeoDataset):
                 f"choose them with `bands` (1-based indexes), or mode 'rgb' to repeat a grey band."
             )
 
-    def _say_what_is_left_out(self) -> None:
+    def _say_what_is_left_out(self, alpha: bool) -> None:
         if self.skipped:
             reasons = [f'{path} ({reason})' for path, reason in self.skipped.items()]
             warnings.warn(
@@ -248,10 +252,11 @@ class ImageFolder(NonGeoDataset):
                 f'are left out: {name_some(reasons)}.',
                 stacklevel=3,
             )
-        alpha = [header.path for header in self.headers if header.alpha]
-        if alpha:
+        cut = [header.path for header in self.headers if header.alpha]
+        if alpha and cut:
             warnings.warn(
-                f'The alpha channel of {len(alpha)} images is left out: {name_some(alpha)}.',
+                f'The alpha channel of {len(cut)} images is left out: {name_some(cut)}. If it is '
+                'a band, as in RGB and near infrared without a colour table, give `bands`.',
                 stacklevel=3,
             )
 
@@ -260,7 +265,7 @@ class ImageFolder(NonGeoDataset):
         tiles = [
             Tile(file, window)
             for file, header in enumerate(self.headers)
-            for window in drop_empty(header, split_windows(header, tile))
+            for window in drop_empty(header, split_windows(header, tile), self._indexes[file])
         ]
         if not tiles:
             raise ImageError(f'No raster under {self.root} has a pixel of data: give others.')
@@ -281,7 +286,7 @@ class ImageFolder(NonGeoDataset):
             tile = self.tiles[index]
             path = self.headers[tile.file].path
             try:
-                samples.append(read_pixels(path, tile.window, self._indexes[tile.file]))
+                samples.append(self._read(tile))
             except READ_ERRORS as error:
                 self.damaged[path] = ' '.join(str(error).split())
         if not samples:
