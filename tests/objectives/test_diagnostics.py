@@ -1,6 +1,7 @@
 """Diagnostics on representations whose health is known by construction."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -76,15 +77,11 @@ def test_drift_and_alignment_under_known_changes() -> None:
 
 def test_prototype_usage_of_the_extremes() -> None:
     spread = prototype_usage(torch.eye(8))
-    assert (spread.used, spread.each, spread.entropy) == (
-        pytest.approx(8),
-        pytest.approx(1),
-        pytest.approx(1),
-    )
+    assert [spread.used, spread.each, spread.entropy] == pytest.approx([8, 1, 1])
     one = prototype_usage(F.one_hot(torch.zeros(8, dtype=torch.int64), 8).float())
-    assert (one.used, one.entropy) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
+    assert [one.used, one.entropy] == pytest.approx([1, 0], abs=1e-9)
     flat = prototype_usage(torch.full((4, 16), 1 / 16))
-    assert (flat.used, flat.each) == (pytest.approx(16), pytest.approx(16))
+    assert [flat.used, flat.each] == pytest.approx([16, 16])
 
 
 # ---------------------------------------------------------------------------- verdict
@@ -116,7 +113,9 @@ def few_dimensions(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize('collapse', [constant, rank_one, few_dimensions])
-def test_every_kind_of_collapse_is_seen_at_the_second_check_and_not_before(collapse) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def test_every_kind_of_collapse_is_seen_at_the_second_check_and_not_before(
+    collapse: Callable[[Tensor], Tensor],
+) -> None:
     x = gaussian()
     assert not collapse_verdict(history(x, collapse(x))).collapsed
     verdict = collapse_verdict(history(x, x, collapse(x), collapse(x)))
@@ -193,4 +192,4 @@ def test_limits_are_checked_and_obeyed() -> None:
     assert collapse_verdict(history(x, few_dimensions(x)), strict).collapsed
     for wrong in ({'rank_fraction': 2.0}, {'checks': 0}, {'prototypes': -1.0}):
         with pytest.raises(ConfigError):
-            CollapseLimits(**wrong)  # type: ignore[arg-type]
+            CollapseLimits(**wrong)

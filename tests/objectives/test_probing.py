@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -32,13 +33,20 @@ from torchgeo_explora.objectives.probing import (
     save_features,
     weights_hash,
 )
+from torchgeo_explora.objectives.probing.features import Batch
 from torchgeo_explora.objectives.probing.linear import PAPER_LEARNING_RATES
 from torchgeo_explora.objectives.probing.logistic import fit_logistic, objective
 
 
-def vit(**kwargs: object) -> VisionTransformer:
+def vit(**kwargs: Any) -> VisionTransformer:  # noqa: ANN401
     torch.manual_seed(0)
-    sizes = {'img_size': 16, 'patch_size': 4, 'embed_dim': 24, 'depth': 5, 'num_heads': 2}
+    sizes: dict[str, Any] = {
+        'img_size': 16,
+        'patch_size': 4,
+        'embed_dim': 24,
+        'depth': 5,
+        'num_heads': 2,
+    }
     model = VisionTransformer(**{**sizes, 'num_classes': 0, 'drop_rate': 0.5, **kwargs})
     return model.train()
 
@@ -151,6 +159,7 @@ def test_bad_requests_are_refused_in_a_sentence() -> None:
 
 def test_stock_pretrained_architectures_are_accepted() -> None:
     model = timm.create_model('vit_tiny_patch16_224', num_classes=0)
+    assert isinstance(model, VisionTransformer)
     features = extract_features(model, [torch.rand(1, 3, 48, 64)])
     assert features.cls.shape == (1, 4, 192)
 
@@ -469,7 +478,7 @@ def test_the_hash_of_weights_sees_every_value() -> None:
     first = weights_hash(model)
     assert weights_hash(vit()) == first
     with torch.no_grad():
-        model.blocks[2].mlp.fc1.bias[0] += 1e-6
+        model.get_parameter('blocks.2.mlp.fc1.bias')[0] += 1e-6
     assert weights_hash(model) != first
 
 
@@ -480,7 +489,7 @@ def test_the_hash_of_images_sees_pixels_order_and_labels_but_not_batching() -> N
     assert batches_hash(halves) == whole
     changed = images.clone()
     changed[3, 0, 0, 0] += 1e-6
-    others = [
+    others: list[list[Batch]] = [
         [{'image': changed, 'label': labels}],
         [{'image': images, 'label': labels.flip(0)}],
         [{'image': images.flip(0), 'label': labels}],

@@ -90,7 +90,7 @@ def test_what_is_measured_is_what_the_networks_give(tmp_path: Path) -> None:
     for name, network in task.backbones().items():
 
         def of(subset: Subset[dict[str, Tensor]], network: VisionTransformer = network) -> Features:
-            batch = torch.utils.data.default_collate(list(subset))
+            batch = torch.utils.data.default_collate([subset[i] for i in range(len(subset))])
             return extract_features(network, [batch], task.eval_transform, 1)
 
         values = health.records[-1][1][name]
@@ -222,7 +222,7 @@ def test_impossible_uses_are_refused_in_a_sentence(tmp_path: Path) -> None:
         trainer.fit(BoringModel())
     for wrong in ({'every_n_steps': 0}, {'images': 1}, {'dtype': 'float64'}):
         with pytest.raises(ConfigError):
-            FeatureHealth(**wrong)  # type: ignore[arg-type]
+            FeatureHealth(**wrong)
     with pytest.raises(ConfigError):
         OnlineKNN(k=0)
     with pytest.raises(ConfigError):

@@ -1,8 +1,11 @@
 """A small pre-training task and data module for the tests of callbacks and probes."""
 
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
@@ -11,6 +14,9 @@ from torchgeo.tasks import BaseTask
 
 from torchgeo_explora.transforms import EvalTransform
 
+CONF = Path(__file__).resolve().parent.parent / 'conf'
+TINY: dict[str, Any] = {'model': 'vit_tiny_patch16_224', 'eval_size': 16}
+HALVES = EvalTransform(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # timm's statistics of the model
 CLASSES = ['a', 'b', 'c']
 
 
@@ -97,7 +103,7 @@ class ToyTask(BaseTask):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         images = self.eval_transform(batch['image'])
         noisy = images + 0.1 * torch.randn_like(images)
-        loss = (self.student(noisy) - self.teacher(images) - 1).square().mean()
+        loss: Tensor = (self.student(noisy) - self.teacher(images) - 1).square().mean()
         if self.hparams['spoil'] == 'loss' and self.trainer.global_step >= 4:
             loss = loss * torch.nan
         self.log('train_loss', loss)
@@ -108,8 +114,33 @@ class ToyTask(BaseTask):
         with torch.no_grad():
             if self.hparams['spoil'] == 'constant' and self.trainer.global_step >= 4:
                 for network in (self.student, self.teacher):
-                    network.norm.weight.mul_(1e-3)
-                    network.norm.bias.fill_(1.0)
+                    network.get_parameter('norm.weight').mul_(1e-3)
+                    network.get_parameter('norm.bias').fill_(1.0)
             pairs = zip(self.student.parameters(), self.teacher.parameters(), strict=True)
             for mine, theirs in pairs:
                 theirs.lerp_(mine, 0.1)
+
+
+def trainer(folder: Path, **options: Any) -> pl.Trainer:  # noqa: ANN401
+    defaults = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
+    return pl.Trainer(
+        accelerator='cpu',
+        devices=1,
+        default_root_dir=folder,
+        enable_model_summary=False,
+        **{**defaults, **options},
+    )
+
+
+def images(root: Path, splits: tuple[str, ...] = ('train', 'val', 'test'), count: int = 12) -> Path:
+    """A folder of noisy images of three colours."""
+    generator = torch.Generator().manual_seed(0)
+    for split in splits:
+        for label, name in enumerate(('blue', 'green', 'red')):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(0, 130, (32, 32, 3), generator=generator)
+                pixels[..., label] += 100
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f'{index}.png')
+    return root

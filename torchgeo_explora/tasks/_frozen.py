@@ -34,6 +34,8 @@ from torchgeo_explora.tasks._subsets import shared_with
 from torchgeo_explora.transforms import EvalTransform
 from torchgeo_explora.transforms._resample import crop_and_resize, draw_boxes
 
+STAGES = {'train': 'fit', 'val': 'validate', 'test': 'test'}
+"""Trainer's stage in which a data module sets up a split."""
 CROP_SCALE = (0.08, 1.0)
 """Area of the training crops of the paper's probes: torchvision's default."""
 
@@ -110,13 +112,15 @@ class FrozenFeatureTask(BaseTask):
         """Refuse what a probe cannot do.
 
         Raises:
-            ConfigError: On several devices, whose shares of the images a probe would not join.
+            ConfigError: On several devices, whose shares of the images a probe would not join, or
+                without labelled images, for which the trainer would silently do nothing.
         """
         if self.trainer.world_size > 1:
             raise ConfigError(
                 f'The probe was started on {self.trainer.world_size} devices and runs on one: '
                 'set trainer.devices to 1.'
             )
+        self._dataset({stage: split for split, stage in STAGES.items()}[stage])
 
     def _datamodule(self) -> BaseDataModule:
         datamodule = getattr(self.trainer, 'datamodule', None)
@@ -128,10 +132,10 @@ class FrozenFeatureTask(BaseTask):
         return datamodule
 
     def _dataset(self, split: str) -> Dataset[Any]:
-        """Images of ``train`` or ``val`` of the data module."""
+        """Images of ``train``, ``val`` or ``test`` of the data module."""
         datamodule = self._datamodule()
         if getattr(datamodule, f'{split}_dataset') is None:
-            datamodule.setup('fit' if split == 'train' else 'validate')
+            datamodule.setup(STAGES[split])
         dataset: Dataset[Any] | None = getattr(datamodule, f'{split}_dataset')
         if dataset is None:
             raise ConfigError(
@@ -141,10 +145,10 @@ class FrozenFeatureTask(BaseTask):
         return dataset
 
     def _check_apart(self) -> None:
-        datamodule = self._datamodule()
+        train = self._dataset('train')  # its setup may replace the others
         for split in ('val', 'test'):
-            other: Dataset[Any] | None = getattr(datamodule, f'{split}_dataset')
-            if other is not None and shared_with(self._dataset('train'), other):
+            other: Dataset[Any] | None = getattr(self._datamodule(), f'{split}_dataset')
+            if other is not None and shared_with(train, other):
                 raise ConfigError(
                     f'Some {split} images are training images as well, so the probe would learn '
                     'the labels that it is scored on: set train_on_val to false.'
@@ -258,11 +262,6 @@ class FrozenFeatureTask(BaseTask):
         if self.trainer.sanity_checking:
             self._evaluated = []
             return
-        if not self._evaluated:
-            raise ConfigError(
-                f'There are no labelled {stage} images to score: give a folder with one sub-folder '
-                'of images for each class.'
-            )
         self.report(stage, self.evaluated())
 
     def result_folder(self) -> Path:

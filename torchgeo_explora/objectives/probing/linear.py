@@ -244,7 +244,7 @@ class StackedSGD(torch.optim.Optimizer):
         super().__init__(params, {'lr': 1.0, 'rates': tuple(rates), 'momentum': momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
         """Do one step.
 
         Args:
