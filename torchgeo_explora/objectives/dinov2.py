@@ -84,8 +84,9 @@ class DINOv2Config:
 
     def prototypes_of(self, loss: str) -> int:
         """Return the number of prototypes that the ``dino`` or the ``ibot`` loss has."""
-        own = loss == 'ibot' and self.separate_head and self.ibot_prototypes is not None
-        return self.ibot_prototypes if own and self.ibot_prototypes else self.prototypes
+        if loss == 'ibot' and self.separate_head and self.ibot_prototypes is not None:
+            return self.ibot_prototypes
+        return self.prototypes
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class DINOv2Losses:
         usage: Entropy of the teacher's mean softmax over the prototypes, before centring,
             divided by its maximum; 1 when all are used alike, 0 when one takes everything.
         cls_mean: Mean teacher class-token logits (1, prototypes), for the centre.
-        patch_mean: Mean teacher patch logits (1, prototypes), for the centre.
+        patch_mean: Mean teacher patch logits, likewise; no row where no patch was masked.
     """
 
     total: Tensor
@@ -373,8 +374,9 @@ def _logits(
     return rows.to(dtype) @ prototypes.to(dtype).T
 
 
-def _mean_row(logits: Float[Tensor, 'n prototypes']) -> Float[Tensor, '1 prototypes']:
-    return logits.sum(dim=0, keepdim=True, dtype=torch.float32) / max(len(logits), 1)
+def _mean_row(logits: Float[Tensor, 'n prototypes']) -> Float[Tensor, 'rows prototypes']:
+    """Return one row, or none where there are no logits and a centre has to stay."""
+    return logits.sum(dim=0, keepdim=True, dtype=torch.float32)[: len(logits)] / max(len(logits), 1)
 
 
 def _usage(logits: Float[Tensor, 'n prototypes'], temperature: float) -> Float[Tensor, '']:

@@ -45,11 +45,12 @@ def _assign(
     norms = {
         id(p) for m in objective.student.modules() if isinstance(m, NORMS) for p in m.parameters()
     }
+    tokens = {id(token) for token in (objective.student.cls_token, objective.student.reg_token)}
     for name, parameter in objective.student.named_parameters():
         if parameter.requires_grad:
             part: Part = 'unfrozen' if name.startswith(unfrozen) and unfrozen else 'backbone'
-            # matrices decay; biases, norms, LayerScale and (1, 1, d) tokens do not
-            yield part, id(parameter) not in norms and _is_matrix(parameter), parameter
+            # matrices decay; biases, norms, LayerScale and tokens do not
+            yield part, id(parameter) not in norms | tokens and _is_matrix(parameter), parameter
     if objective.mask_token.requires_grad:
         yield 'backbone', False, objective.mask_token
     for head in objective.student_heads.values():
