@@ -130,8 +130,14 @@ def test_kept_for_backward() -> None:
     layer = _layer('q_and_v')
     x = _input(50, 7)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         layer(x)
+    assert len(kept) > 0
     own = {p.data_ptr() for p in layer.parameters()} | {x.data_ptr()}
     assert {tensor.data_ptr() for tensor in kept} <= own
 

@@ -157,7 +157,8 @@ def _assert_same_gradients(
     trained = [p for p in (*vit.parameters(), token) if p.requires_grad]
     found = torch.autograd.grad([cls, patch], trained, slopes, allow_unused=True)
     expected = torch.autograd.grad([cls_full, patch_full], trained, slopes, allow_unused=True)
-    total = torch.cat([g.flatten() for g in expected if g is not None]).norm()
+    used: list[Tensor | None] = list(expected)  # torch declares no None
+    total = torch.cat([g.flatten() for g in used if g is not None]).norm()
     for own, full in zip(found, expected, strict=True):
         if full is None:
             assert own is None

@@ -41,8 +41,8 @@ def _adapted(reference: Reference) -> tuple[Attention, LoRALinear]:
     """Attention of timm with the file's weights and an adapted ``qkv``."""
     values, config = reference.values, reference.config
     dim = config['dim']
-    biases = {f'{name}_bias': f'{name}_bias' in values for name in ('qkv', 'proj')}
-    attention = Attention(dim, config['num_heads'], **biases)
+    qkv_bias, proj_bias = 'qkv_bias' in values, 'proj_bias' in values
+    attention = Attention(dim, config['num_heads'], qkv_bias=qkv_bias, proj_bias=proj_bias)
     attention.load_state_dict(
         {key: values[key.replace('.', '_')] for key in attention.state_dict()}
     )
@@ -56,7 +56,7 @@ def _adapted(reference: Reference) -> tuple[Attention, LoRALinear]:
         layer.lora_A.copy_(torch.cat([values[f'A_{part.name}'] for part in parts]))
         for part in parts:
             layer.up(part.name).copy_(values[f'B_{part.name}'])
-    attention.qkv = layer
+    attention.add_module('qkv', layer)
     return attention, layer
 
 
