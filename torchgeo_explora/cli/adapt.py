@@ -83,12 +83,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def adapt(settings: AdaptSettings, folder: RunFolder) -> dict[str, Any]:
+def adapt(settings: AdaptSettings, folder: RunFolder, checks: int = CHECKS) -> dict[str, Any]:
     """Do what is left of a run.
 
     Args:
         settings: What to do.
         folder: Where; new, or of the run to go on with.
+        checks: Looks at the representation while training.
 
     Returns:
         The report.
@@ -102,7 +103,7 @@ def adapt(settings: AdaptSettings, folder: RunFolder) -> dict[str, Any]:
         say(f'The run in {folder.path} is finished.')
         return conclude(read_json(folder.report))
     try:
-        return conclude(_phases(settings, folder))
+        return conclude(_phases(settings, folder, checks))
     except KeyboardInterrupt:
         remedy = f'go on with `torchgeo-explora adapt --out {folder.path} --resume`'
         left = remedy if folder.settings.is_file() else 'nothing was written'
@@ -123,7 +124,7 @@ def conclude(report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def _phases(settings: AdaptSettings, folder: RunFolder) -> dict[str, Any]:
+def _phases(settings: AdaptSettings, folder: RunFolder, checks: int) -> dict[str, Any]:
     device = choose_device(settings.device)
     plan = make_plan(settings, device)
     introduce(plan)
@@ -131,7 +132,7 @@ def _phases(settings: AdaptSettings, folder: RunFolder) -> dict[str, Any]:
         write_json(folder.settings, {'settings': settings.to_dict(), **environment(device)})
     write_yaml(folder.config, plan.config(), 'The same run: torchgeo fit --config config.yaml')
     before = _before(plan, folder)
-    training = _train(plan, folder)
+    training = _train(plan, folder, checks)
     report = describe_run(plan, folder, before, training)
     if plan.task.collapse_reason is not None:
         report |= {
@@ -224,7 +225,7 @@ def brief(result: dict[str, Any]) -> str:
     return f'kNN {percent(scores.headline)}, linear {percent(scores.linear)}, {text}'
 
 
-def _train(plan: Plan, folder: RunFolder) -> dict[str, Any]:
+def _train(plan: Plan, folder: RunFolder, checks: int) -> dict[str, Any]:
     """Train, or do what is left of it; export the weights."""
     if folder.merged.is_file() and folder.adapter.is_file():
         return {'seconds': None, 'resumed_at': plan.steps}
@@ -233,7 +234,7 @@ def _train(plan: Plan, folder: RunFolder) -> dict[str, Any]:
     if resumed_at == plan.steps:
         plan.task.export(folder.path)
         return {'seconds': 0.0, 'resumed_at': resumed_at}
-    _fit(plan, folder)
+    _fit(plan, folder, checks)
     seconds = time.monotonic() - start
     done = plan.task.micro_step - (0 if resumed_at is None else resumed_at)
     return {
@@ -262,7 +263,7 @@ def _load_finished(plan: Plan, folder: RunFolder) -> int | None:
     return step
 
 
-def _fit(plan: Plan, folder: RunFolder) -> None:
+def _fit(plan: Plan, folder: RunFolder, checks: int) -> None:
     metrics = MetricsTable(folder.path, plan.task)
     trainer = Trainer(
         accelerator='gpu' if plan.device.type == 'cuda' else 'cpu',
@@ -270,7 +271,7 @@ def _fit(plan: Plan, folder: RunFolder) -> None:
         precision=plan.precision,  # type: ignore[arg-type]
         max_epochs=-1,
         logger=metrics,
-        callbacks=_callbacks(plan, folder),
+        callbacks=_callbacks(plan, folder, checks),
         log_every_n_steps=max(min(plan.steps // 50, 10), 1),
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -294,9 +295,9 @@ def _fit(plan: Plan, folder: RunFolder) -> None:
     metrics.write()
 
 
-def _callbacks(plan: Plan, folder: RunFolder) -> list[Callback]:
+def _callbacks(plan: Plan, folder: RunFolder, checks: int) -> list[Callback]:
     accumulate = plan.task.recipe.optimization.accumulate
-    every = max(plan.steps // accumulate // CHECKS, 1)
+    every = max(plan.steps // accumulate // checks, 1)
     dtype: Any = 'bfloat16' if plan.dtype == torch.bfloat16 else 'float32'
     networks = (plan.task.recipe.optimization.publish,)
     callbacks: list[Callback] = [
@@ -330,7 +331,9 @@ def _after(plan: Plan, folder: RunFolder, before: dict[str, Any]) -> dict[str, A
         verdict = judge(old, new)
         outcome, sentence, noise = verdict.outcome, verdict.sentence, verdict.noise
         say(score_table(old, new))
-    draw_report(plan, folder, before, result, features, sentence)
+    for part, found in features.items():
+        save_features(folder.features(part, 'adapted'), found)
+    draw_report(plan, folder, before, result, sentence)
     names = (folder.merged, folder.adapter, folder.report, folder.picture)
     return {
         'outcome': outcome,

@@ -1,6 +1,7 @@
 """One picture of a run: scores before and after, the way there, and what neighbours look like."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torchgeo_explora.cli.images import Sample, length
 from torchgeo_explora.cli.plan import Plan
 from torchgeo_explora.cli.run_folder import RunFolder
 from torchgeo_explora.cli.scoring import HEADLINE_K, Scores
-from torchgeo_explora.cli.training import MetricsTable
+from torchgeo_explora.cli.training import Metrics, read_metrics
 from torchgeo_explora.objectives.probing import Features, load_features
 
 BEFORE, AFTER, RIGHT, WRONG, INK = '#9aa5b1', '#1769aa', '#2a9d4a', '#c8402f', '#333333'
@@ -32,14 +33,15 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, folder: RunFolder) -> None:
-    """Write a figure as PNG, whole or not at all.
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write a figure, whole or not at all.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    with replacing(folder.picture) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format='png', bbox_inches='tight', pad_inches=0.15)
+    return path
 
 
 def draw_report(
@@ -47,7 +49,6 @@ def draw_report(
     folder: RunFolder,
     before: dict[str, Any],
     after: dict[str, Any],
-    features: dict[str, Features],
     sentence: str,
 ) -> None:
     """Draw the picture of a run.
@@ -57,7 +58,6 @@ def draw_report(
         folder: Where it goes.
         before: What was measured of the base.
         after: What was measured of the adapted model.
-        features: Features of the adapted model, by set of images.
         sentence: The conclusion.
 
     Raises:
@@ -67,18 +67,18 @@ def draw_report(
     grid = figure.add_gridspec(2, 1, height_ratios=(1, 1.25), hspace=0.32)
     top = grid[0].subgridspec(1, 3, wspace=0.32, width_ratios=(1.1, 1.25, 1.25))
     axes = [figure.add_subplot(top[0, column]) for column in range(3)]
-    metrics = MetricsTable(folder.path, plan.task)
+    metrics = read_metrics(folder.path / 'metrics.csv')
     draw_bars(axes[0], before, after)
     draw_checks(axes[1], metrics, before)
     draw_loss(axes[2], metrics)
     part = 'health' if after['scores'] is None else 'scored'
-    base = load_features(folder.features(part))
+    base, adapted = (load_features(folder.features(part, side)) for side in ('base', 'adapted'))
     dataset = plan.images.health_sample(plan.settings.seed)
     if plan.images.labelled is not None:
         dataset = plan.images.labelled.scored
-    draw_neighbours(figure, grid[1], dataset, base, features[part], plan)
+    draw_neighbours(figure, grid[1], dataset, base, adapted, plan.settings.seed)
     figure.suptitle(sentence.splitlines()[0], fontsize=13, color=INK, y=0.97)
-    save_figure(figure, folder)
+    save_png(figure, folder.picture)
 
 
 def tidy(axes: Axes, title: str) -> None:
@@ -139,13 +139,13 @@ def _health_bars(axes: Axes, before: dict[str, Any], after: dict[str, Any]) -> N
     tidy(axes, f'Effective rank of {dim} features (no labels)')
 
 
-def draw_checks(axes: Axes, metrics: MetricsTable, before: dict[str, Any]) -> None:
+def draw_checks(axes: Axes, metrics: Metrics, before: dict[str, Any]) -> None:
     """The probe during training, or the drift where there are no labels."""
     metric = 'knn' if before['scores'] is not None else 'drift'
-    columns = {key for row in metrics.rows.values() for key in row}
+    columns = {key for row in metrics.values() for key in row}
     scale = 100 if metric == 'knn' else 1
     for column in sorted(key for key in columns if key.endswith(f'/{metric}')):
-        steps, values = metrics.curve(column)
+        steps, values = curve(metrics, column)
         label = column.partition('/')[0]
         axes.plot(steps, scale * np.array(values), '.-', color=AFTER, label=label)
     what = 'Neighbours while training (%)' if metric == 'knn' else 'Drift from base'
@@ -153,7 +153,13 @@ def draw_checks(axes: Axes, metrics: MetricsTable, before: dict[str, Any]) -> No
     axes.set_xlabel('step', fontsize=9)
 
 
-def draw_loss(axes: Axes, metrics: MetricsTable) -> None:
+def curve(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
+    """Return the steps and values of a metric."""
+    points = [(step, row[name]) for step, row in metrics.items() if name in row]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def draw_loss(axes: Axes, metrics: Metrics) -> None:
     """The parts of the loss over the run."""
     names = {
         'train_dino_global': 'class token, global',
@@ -161,7 +167,7 @@ def draw_loss(axes: Axes, metrics: MetricsTable) -> None:
         'train_ibot': 'masked patches',
     }
     for column, label in names.items():
-        steps, values = metrics.curve(column)
+        steps, values = curve(metrics, column)
         axes.plot(steps, values, label=label, linewidth=1.2)
     tidy(axes, 'Losses')
     axes.set_xlabel('step', fontsize=9)
@@ -183,7 +189,7 @@ def draw_neighbours(
     dataset: Dataset[Sample],
     before: Features,
     after: Features,
-    plan: Plan,
+    seed: int,
 ) -> None:
     """Images drawn at random, with their nearest neighbours before and after.
 
@@ -193,9 +199,9 @@ def draw_neighbours(
         dataset: The images, in the order of the features.
         before: Features by the base.
         after: Features by the adapted model.
-        plan: Gives the seed.
+        seed: Draws the images.
     """
-    order = np.random.default_rng([plan.settings.seed, 2]).permutation(length(dataset))
+    order = np.random.default_rng([seed, 2]).permutation(length(dataset))
     queries = torch.from_numpy(order[:QUERIES].copy())
     found = [nearest(features, queries, NEIGHBOURS) for features in (before, after)]
     width = found[0].shape[1]

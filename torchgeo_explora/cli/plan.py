@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from torchgeo_explora.cli import replay_model  # noqa: F401  # makes the model of `replay` known to timm
 from torchgeo_explora.cli.console import say
 from torchgeo_explora.cli.images import RunImages, open_images
 from torchgeo_explora.cli.settings import AdaptSettings, choose_precision, weights_argument

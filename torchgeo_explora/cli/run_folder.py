@@ -79,9 +79,9 @@ class RunFolder:
         """The result, to look at."""
         return self.path / 'report.png'
 
-    def features(self, part: str) -> Path:
-        """Features of the base on some images (``reference``, ``scored`` or ``health``)."""
-        return self.path / 'features' / f'base_{part}.safetensors'
+    def features(self, part: str, side: str = 'base') -> Path:
+        """Features of some images (``reference``, ``scored``, ``health``), ``base`` or ``adapted``."""
+        return self.path / 'features' / f'{side}_{part}.safetensors'
 
     def check_new(self) -> None:
         """Refuse a folder that has something in it.

@@ -23,6 +23,10 @@ TIMED_STEPS = 5
 """Steps after which the length of a run is estimated; the first ones are slower."""
 
 
+type Metrics = dict[int, dict[str, float]]
+"""Values by step and by name."""
+
+
 class Meter:
     """A progress line: rewritten in place on a terminal, a new one every ten seconds elsewhere."""
 
@@ -174,14 +178,10 @@ class MetricsTable(Logger):
     def __init__(self, folder: Path, task: ExPLoRADINOv2) -> None:
         super().__init__()
         self.folder, self.path, self.task = folder, folder / 'metrics.csv', task
-        self.rows: dict[int, dict[str, Any]] = {}
+        self.rows: Metrics = {}
         self.begun = False
         if self.path.is_file():
-            with self.path.open(newline='', encoding='utf-8') as file:
-                self.rows = {
-                    int(row['step']): {k: v for k, v in row.items() if v != '' and k != 'step'}
-                    for row in csv.DictReader(file)
-                }
+            self.rows = read_metrics(self.path)
 
     @property
     def name(self) -> str:
@@ -225,10 +225,21 @@ class MetricsTable(Logger):
             table.writeheader()
             table.writerows({'step': step, **row} for step, row in sorted(self.rows.items()))
 
-    def curve(self, metric: str) -> tuple[list[int], list[float]]:
-        """Return the steps and values of a metric."""
-        points = [(step, float(row[metric])) for step, row in self.rows.items() if metric in row]
-        return [step for step, _ in points], [value for _, value in points]
+
+def read_metrics(path: Path) -> Metrics:
+    """Read what :meth:`MetricsTable.write` wrote.
+
+    Args:
+        path: The table.
+
+    Returns:
+        Values by step and by name.
+    """
+    with path.open(newline='', encoding='utf-8') as file:
+        return {
+            int(row['step']): {k: float(v) for k, v in row.items() if v != '' and k != 'step'}
+            for row in csv.DictReader(file)
+        }
 
 
 def _task(module: LightningModule) -> ExPLoRADINOv2:
