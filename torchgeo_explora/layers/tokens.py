@@ -23,8 +23,8 @@ from torchgeo_explora.errors import ImageError
 from torchgeo_explora.layers.lora import LoRALinear, linear_rows
 from torchgeo_explora.layers.pos_embed import resample_pos_embed
 
-# Up to this many tokens plain matrix products beat the fused kernel on a CPU in bf16
-# (measured, 2 threads, torch 2.15: 26 tokens 4.0 times, 50 tokens 2.5 times, 257 tokens even)
+# Up to this many tokens plain matrix products beat the fused kernel on a CPU in bf16: 1.4 to 4.5
+# times at 5 to 50 tokens, even at 257 (tests/benchmarks/attention.py; EPYC, torch 2.15, 1 thread)
 SHORT_SEQUENCE = 128
 
 
