@@ -43,8 +43,16 @@ def sinkhorn_knopp(
     Assignments" (SwAV, 2020), section 3.1; DINOv2 (2023), section 4.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
+    return sinkhorn_knopp_(logits.to(dtype, copy=True), temperature, iterations)
+
+
+@torch.no_grad()
+def sinkhorn_knopp_(
+    logits: Float[Tensor, 'samples prototypes'], temperature: float, iterations: int = 3
+) -> Float[Tensor, 'samples prototypes']:
+    """Do what :func:`sinkhorn_knopp` does in place of the logits, float32 or float64 ones."""
     with torch.autocast(logits.device.type, enabled=False):  # matrix-vector products stay exact
-        q = logits.to(dtype, copy=True).div_(temperature)
+        q = logits.div_(temperature)
         q.sub_(_all_reduce(_largest(q), 'MAX'))
         v = q.amax(dim=1)  # (samples,)
         q.sub_(v[:, None]).exp_()

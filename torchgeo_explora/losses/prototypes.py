@@ -109,10 +109,17 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         grads = [
-            None if saved is None else (saved * grad_total).to(dtype)
+            None if saved is None else _times(saved, grad_total).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*grads, None, None, None, None, None, None)
+
+
+def _times(tensor: Tensor, factor: Float[Tensor, '']) -> Tensor:
+    """Multiply, though on a CPU not by 1; elsewhere reading the factor would wait for it."""
+    if factor.device.type == 'cpu' and factor.item() == 1:
+        return tensor
+    return tensor * factor
 
 
 def _chunk(
@@ -126,11 +133,12 @@ def _chunk(
     logits = scaled.to(matrix.dtype) @ matrix.mT  # (chunk, prototypes)
     log_p = torch.log_softmax(logits, dim=1, dtype=target.dtype)
     del logits
-    loss = -weight * (target * log_p).sum(dim=1)
+    loss = -weight * torch.linalg.vecdot(target, log_p)
     if not differentiate:
         return loss, log_p[:0]
-    mass = target.sum(dim=1, keepdim=True)
-    return loss, log_p.exp_().mul_(mass).sub_(target).mul_(weight[:, None])
+    mass = weight * target.sum(dim=1)
+    # weight * (mass of the target * softmax - target)
+    return loss, log_p.exp_().mul_(mass[:, None]).addcmul_(target, -weight[:, None])
 
 
 def _add_product(

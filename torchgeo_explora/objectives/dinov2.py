@@ -17,18 +17,10 @@ from torch import Tensor, nn
 
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.layers.heads import DINOHead
-from torchgeo_explora.layers.tokens import (
-    TokenSelection,
-    encode,
-    encode_selected,
-    global_token,
-    patch_grid,
-    patch_tokens,
-    select_tokens,
-)
-from torchgeo_explora.losses.centering import SoftmaxCentering, sinkhorn_knopp
+from torchgeo_explora.losses.centering import SoftmaxCentering, sinkhorn_knopp_
 from torchgeo_explora.losses.koleo import koleo_loss
 from torchgeo_explora.losses.prototypes import prototype_cross_entropy
+from torchgeo_explora.objectives._view import View
 from torchgeo_explora.objectives.ema import averaged_pairs, ema_update, shared_copy
 
 
@@ -213,20 +205,18 @@ class DINOv2Objective(nn.Module):
             mask: Masked patches of the student's global crops; best on the CPU.
             teacher_temperature: Temperature of the teacher's targets.
         """
-        view = _View.of(self.student, mask, global_crops.device)
+        view = View.of(self.student, mask, global_crops.device)
         targets = self._targets(view, global_crops, teacher_temperature)
         cls, patches = view.features(self.student, global_crops, self.mask_token)
-        cls_local, _ = _View.plain(self.student, local_crops).features(self.student, local_crops)
+        cls_local, _ = View.plain(self.student, local_crops).features(self.student, local_crops)
         classes = torch.cat([cls, cls_local])  # (2 b + n_local b, d)
-        dino_in, ibot_in = self._bottlenecks(self.student_heads, classes, patches)
-        dino, local, global_ = self._dino(dino_in, targets.cls)
-        ibot = self._ibot(ibot_in, targets.patch, mask)
+        total, each = self._cross_entropy(classes, patches, targets, mask)
         koleo = self.config.koleo_weight * torch.stack([koleo_loss(c) for c in cls.chunk(2)]).sum()
         return DINOv2Losses(
-            total=dino + ibot + koleo,
-            dino_local=local,
-            dino_global=global_,
-            ibot=ibot.detach(),
+            total=total + koleo,
+            dino_local=each[len(cls) : len(classes)].sum(),
+            dino_global=each[: len(cls)].sum(),
+            ibot=each[len(classes) :].sum(),
             koleo=koleo.detach(),
             usage=targets.usage,
             cls_mean=targets.cls_mean,
@@ -248,114 +238,115 @@ class DINOv2Objective(nn.Module):
         return _head(heads, loss if self.config.separate_head else 'dino').prototypes()
 
     @torch.no_grad()
-    def _targets(self, view: '_View', crops: Tensor, temperature: float) -> '_Targets':
+    def _targets(self, view: 'View', crops: Tensor, temperature: float) -> '_Targets':
+        """Write the teacher's logits into tables and turn them into targets there."""
         cls, patch = self._bottlenecks(self.teacher_heads, *view.features(self.teacher, crops))
-        cls = _logits(cls, self._prototypes(self.teacher_heads, 'dino'))
-        usage = _usage(cls, temperature)
-        patch = _logits(patch, self._prototypes(self.teacher_heads, 'ibot'))
-        return _Targets(
-            cls=self._center('cls', cls, temperature),
-            patch=self._center('patch', patch, temperature),
-            cls_mean=_mean_row(cls),
-            patch_mean=_mean_row(patch),
-            usage=usage,
-        )
+        count, images = len(cls), len(cls) // 2
+        if self.config.separate_head:
+            table, patches = self._table('dino', cls, images), self._table('ibot', patch)
+        else:
+            table = self._table('dino', torch.cat([cls, patch]), images)
+            patches = table[count : count + len(patch)]
+        classes = table[:count]
+        known = _usage(classes, temperature), _mean_row(classes), _mean_row(patches)
+        self._center('cls', classes, temperature)
+        self._center('patch', patches, temperature)
+        torch.add(classes[:images], classes[images:], out=table[len(table) - images :])
+        return _Targets(table, patches, *known)
 
-    def _center(self, name: str, logits: Tensor, temperature: float) -> Tensor:
+    def _table(self, name: str, features: Tensor, spare: int = 0) -> Tensor:
+        """Return the teacher's logits, in float32 at least, and some empty rows after them."""
+        prototypes = self._prototypes(self.teacher_heads, name)
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        table = features.new_empty((len(features) + spare, len(prototypes)), dtype=dtype)
+        _multiply(features, prototypes, table[: len(features)])
+        return table
+
+    def _center(self, name: str, logits: Tensor, temperature: float) -> None:
+        """Turn logits into targets in place."""
         if self.config.centering == 'softmax':
-            centred: Tensor = self._centre(name)(logits, temperature)
-            return centred
-        return sinkhorn_knopp(logits, temperature, self.config.sinkhorn_iterations)
+            logits.copy_(self._centre(name)(logits, temperature))
+        else:
+            sinkhorn_knopp_(logits, temperature, self.config.sinkhorn_iterations)
 
     def _centre(self, name: str) -> SoftmaxCentering:
         centre = self.centers[name]
         assert isinstance(centre, SoftmaxCentering)
         return centre
 
-    def _dino(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class-token loss; the terms' divisor is the number of crop pairs (spec C.4)."""
-        images = len(targets) // 2
-        local_crops = (len(rows) - len(targets)) // images
-        # a global crop is compared with the other one, a local crop with both: their sum
-        table = torch.cat([targets, targets[:images] + targets[images:]])  # (3 b, prototypes)
-        index = torch.arange(len(rows), device=rows.device)
-        index = torch.where(
-            index < 2 * images, (index + images) % (2 * images), index % images + 2 * images
-        )
-        weight = self.config.dino_weight / (images * (2 + 2 * local_crops))
-        weights = torch.full((len(rows),), weight, device=rows.device)
-        total, each = prototype_cross_entropy(
-            rows,
-            self._prototypes(self.student_heads, 'dino'),
-            table,
-            index,
-            weights,
-            self.config.student_temperature,
-            self.config.chunk,
-        )
-        return total, each[2 * images :].sum(), each[: 2 * images].sum()
+    def _cross_entropy(
+        self, classes: Tensor, patches: Tensor, targets: '_Targets', mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return class-token and masked-patch loss as a sum, and each row's share of it.
 
-    def _ibot(self, rows: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Masked-patch loss: mean over an image's masked patches, then over all crops."""
-        counts = mask.sum(dim=1)
-        weights = torch.repeat_interleave(
-            self.config.ibot_weight / (counts.clamp(min=1) * len(mask)), counts
-        )
-        total, _ = prototype_cross_entropy(
-            rows,
-            self._prototypes(self.student_heads, 'ibot'),
-            targets,
-            torch.arange(len(rows), device=rows.device),
-            weights.to(rows.device),
-            self.config.student_temperature,
-            self.config.chunk,
-        )
+        Where one head serves both they are one call, so that its prototypes and the gradient
+        of them are computed once.
+        """
+        dino, ibot = self._bottlenecks(self.student_heads, classes, patches)
+        rows, weights = self._class_rows(len(classes), len(mask) // 2, targets.table)
+        patch_rows, patch_weights = self._patch_rows(mask, rows)
+        if self.config.separate_head:
+            total, each = self._against('dino', dino, targets.table, rows, weights)
+            more, other = self._against('ibot', ibot, targets.patches, patch_rows, patch_weights)
+            total, each = total + more, torch.cat([each, other])
+        else:
+            both, rows = torch.cat([dino, ibot]), torch.cat([rows, patch_rows + len(mask)])
+            weights = torch.cat([weights, patch_weights])
+            total, each = self._against('dino', both, targets.table, rows, weights)
         # with no patch masked anywhere the token still has to take part in the graph (DDP)
-        return total + 0 * self.mask_token.sum() if self.mask_token.requires_grad else total
+        return total + 0 * self.mask_token.sum() if self.mask_token.requires_grad else total, each
+
+    def _against(
+        self, name: str, features: Tensor, targets: Tensor, rows: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        prototypes = self._prototypes(self.student_heads, name)
+        temperature, chunk = self.config.student_temperature, self.config.chunk
+        return prototype_cross_entropy(
+            features, prototypes, targets, rows, weights, temperature, chunk
+        )
+
+    def _class_rows(self, count: int, images: int, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each class token's row of targets and its weight.
+
+        A global crop is compared with the other one, a local crop with both: their sum. The
+        weights' divisor is the number of crop pairs (spec C.4).
+        """
+        local_crops = count // images - 2
+        index = torch.arange(count, device=table.device)
+        sums = len(table) - images + index % images
+        rows = torch.where(index < 2 * images, (index + images) % (2 * images), sums)
+        weight = self.config.dino_weight / (images * (2 + 2 * local_crops))
+        return rows, torch.full((count,), weight, device=table.device)
+
+    def _patch_rows(self, mask: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each masked patch's row of targets and its weight.
+
+        The loss is the mean over a crop's masked patches, then over all crops.
+        """
+        counts = mask.sum(dim=1)
+        shares = self.config.ibot_weight / (counts.clamp(min=1) * len(mask))
+        weights = torch.repeat_interleave(shares, counts).to(like.device)
+        return torch.arange(len(weights), device=like.device), weights
 
 
 @dataclass(frozen=True)
 class _Targets:
-    """Teacher targets of class tokens and masked patches, with what is known of their logits."""
+    """Teacher targets, with what is known of the logits that they were made of.
 
-    cls: Tensor
-    patch: Tensor
+    Args:
+        table: Targets of class tokens, of masked patches too where one head serves both, and
+            for every image the sum of those of its two crops.
+        patches: Targets of masked patches, in the table or apart.
+        usage: See :class:`DINOv2Losses`; likewise the means.
+        cls_mean: Of class tokens.
+        patch_mean: Of masked patches.
+    """
+
+    table: Tensor
+    patches: Tensor
+    usage: Tensor
     cls_mean: Tensor
     patch_mean: Tensor
-    usage: Tensor
-
-
-@dataclass(frozen=True)
-class _View:
-    """Which tokens of a batch of crops the losses look at."""
-
-    mask: Tensor
-    selection: TokenSelection
-
-    @classmethod
-    def of(cls, vit: VisionTransformer, mask: Tensor, device: torch.device) -> '_View':
-        selection = select_tokens(mask, max(vit.num_prefix_tokens, 1))
-        return cls(mask.to(device), selection.to(device))
-
-    @classmethod
-    def plain(cls, vit: VisionTransformer, crops: Tensor) -> '_View':
-        """No patch is masked: only class tokens are looked at."""
-        mask = torch.zeros(len(crops), patch_grid(vit, crops).area, dtype=torch.bool)
-        return cls.of(vit, mask, crops.device)
-
-    def features(
-        self, vit: VisionTransformer, crops: Tensor, mask_token: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return class features (b, d) and features of the masked patches (masked, d).
-
-        With a mask token the patches are masked in the input, without one they are not.
-        """
-        hidden = None if mask_token is None else self.mask
-        if vit.cls_token is None:  # the mean patch stands for the image: all tokens are needed
-            tokens = encode(vit, crops, hidden, mask_token)
-            return global_token(vit, tokens), patch_tokens(vit, tokens)[self.mask]
-        rows = encode_selected(vit, crops, self.selection, hidden, mask_token)
-        return rows[self.selection.cls], rows[self.selection.patches]
 
 
 def _head(heads: nn.ModuleDict, name: str) -> DINOHead:
@@ -364,14 +355,19 @@ def _head(heads: nn.ModuleDict, name: str) -> DINOHead:
     return head
 
 
-def _logits(
-    rows: Float[Tensor, 'n bottleneck'], prototypes: Float[Tensor, 'prototypes bottleneck']
-) -> Float[Tensor, 'n prototypes']:
+def _multiply(
+    rows: Float[Tensor, 'n bottleneck'],
+    prototypes: Float[Tensor, 'prototypes bottleneck'],
+    out: Float[Tensor, 'n prototypes'],
+) -> None:
     """Multiply in autocast's type; its own casting would keep a copy of the prototypes."""
     device = rows.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else rows.dtype
-    return rows.to(dtype) @ prototypes.to(dtype).T
+    if dtype == out.dtype:
+        torch.mm(rows.to(dtype), prototypes.to(dtype).T, out=out)
+    else:
+        out.copy_(rows.to(dtype) @ prototypes.to(dtype).T)
 
 
 def _mean_row(logits: Float[Tensor, 'n prototypes']) -> Float[Tensor, 'rows prototypes']:
