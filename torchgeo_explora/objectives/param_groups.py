@@ -72,7 +72,11 @@ def make_optimizer(
     objective: DINOv2Objective, unfrozen: Sequence[str], config: OptimizationConfig
 ) -> torch.optim.AdamW:
     """Return AdamW over what trains; rates are set before every step by :func:`set_rates`."""
-    return torch.optim.AdamW(parameter_groups(objective, unfrozen), lr=0.0, betas=config.betas)
+    groups = parameter_groups(objective, unfrozen)
+    # On a CPU torch's default passes over memory ten times. On a GPU its default is fast, and the
+    # fused form would take float16's loss scale out too late for clipping.
+    on_cpu = all(p.device.type == 'cpu' for p in objective.parameters())
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=on_cpu or None)
 
 
 def set_rates(
