@@ -73,10 +73,12 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW over what trains; rates are set before every step by :func:`set_rates`."""
     groups = parameter_groups(objective, unfrozen)
-    # On a CPU torch's default passes over memory ten times. On a GPU its default is fast, and the
-    # fused form would take float16's loss scale out too late for clipping.
+    # on a CPU torch's default passes over memory ten times; on a GPU its default is fast
     on_cpu = all(p.device.type == 'cpu' for p in objective.parameters())
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=on_cpu or None)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=on_cpu or None)
+    # a fused step may take float16's loss scale out itself: too late for clipping before it
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def set_rates(
