@@ -1,7 +1,7 @@
 """Save and load what adaptation changed, apart from the weights it started from."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -37,23 +37,41 @@ class Adapter:
     metadata: dict[str, str]
 
 
-def adapter_state_dict(model: VisionTransformer) -> dict[str, Tensor]:
-    """Return what trains in an adapted encoder: factors, unfrozen blocks, norms, tokens."""
-    return {n: p.detach().clone() for n, p in encoder_parameters(model) if p.requires_grad}
+def adapter_state_dict(
+    model: VisionTransformer, trained: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Return what trains in an adapted encoder: factors, unfrozen blocks, norms, tokens.
+
+    Args:
+        model: The adapted encoder.
+        trained: Names of what was trained, for a teacher, in which nothing requires a gradient;
+            the parameters that do when not given.
+    """
+    names = _trained(model) if trained is None else trained
+    return {n: p.detach().clone() for n, p in encoder_parameters(model) if n in names}
 
 
-def base_fingerprint(model: VisionTransformer) -> str:
+def _trained(model: VisionTransformer) -> set[str]:
+    return {name for name, parameter in encoder_parameters(model) if parameter.requires_grad}
+
+
+def base_fingerprint(model: VisionTransformer, trained: Collection[str] | None = None) -> str:
     """Hash the frozen weights of an adapted encoder.
 
     Frozen weights are the base model's own, so this tells which base a delta belongs to.
     Position embeddings are left out: they are resampled to the image size at hand.
 
+    Args:
+        model: The adapted encoder.
+        trained: As in :func:`adapter_state_dict`.
+
     Returns:
         A SHA-256 in hexadecimal over names, shapes and float32 values.
     """
     digest = hashlib.sha256()
+    names = _trained(model) if trained is None else trained
     for name, parameter in sorted(encoder_parameters(model)):
-        if not parameter.requires_grad and name != 'pos_embed':
+        if name not in names and name != 'pos_embed':
             values = parameter.detach().cpu().float().contiguous()
             digest.update(f'{name}{tuple(values.shape)}'.encode())
             digest.update(values.numpy().tobytes())
@@ -98,6 +116,7 @@ def save_adapter(
     config: ExPLoRAConfig,
     path: str | PathLike[str],
     metadata: Mapping[str, str] | None = None,
+    trained: Collection[str] | None = None,
 ) -> Path:
     """Write the delta of an adapted encoder as safetensors.
 
@@ -106,6 +125,7 @@ def save_adapter(
         config: What ``apply_explora`` was given.
         path: Final name; appears only when complete.
         metadata: More to store, for instance the name of the base model.
+        trained: As in :func:`adapter_state_dict`.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -113,10 +133,11 @@ def save_adapter(
     own = {
         'format': FORMAT,
         'config': config.to_json(),
-        'base_hash': base_fingerprint(model),
+        'base_hash': base_fingerprint(model, trained),
         'version': __version__,
     }
-    tensors = {name: tensor.cpu() for name, tensor in adapter_state_dict(model).items()}
+    delta = adapter_state_dict(model, trained)
+    tensors = {name: tensor.cpu() for name, tensor in delta.items()}
     return write_tensors(path, tensors, {**({} if metadata is None else metadata), **own})
 
 

@@ -1,7 +1,7 @@
 """Write the result of an adaptation: merged weights and the delta."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from timm.models.vision_transformer import VisionTransformer
@@ -18,6 +18,7 @@ def publish(
     config: ExPLoRAConfig,
     folder: Path,
     metadata: Mapping[str, object],
+    trained: Collection[str] | None = None,
 ) -> list[Path]:
     """Write merged weights and the delta of an adapted encoder.
 
@@ -26,6 +27,7 @@ def publish(
         config: What was adapted.
         folder: Where ``explora.safetensors`` and ``adapter.safetensors`` go.
         metadata: What the weights are (base, bands, mean, std, size, ...).
+        trained: Names of what was trained, for a teacher, in which nothing requires a gradient.
 
     Returns:
         The paths written.
@@ -34,7 +36,7 @@ def publish(
         merge_lora(model), folder / MERGED, {**metadata, 'config': json.loads(config.to_json())}
     )
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    return [merged, save_adapter(model, config, folder / DELTA, texts)]
+    return [merged, save_adapter(model, config, folder / DELTA, texts, trained)]
 
 
 def normalization(

@@ -373,4 +373,4 @@ class ExPLoRADINOv2(BaseTask):
         }
         model = self.backbones()[optimization.publish]
         known = {key: value for key, value in metadata.items() if value is not None}
-        return publish(model, self.recipe.adapter, folder, known)
+        return publish(model, self.recipe.adapter, folder, known, self.adapter_report.trained)
