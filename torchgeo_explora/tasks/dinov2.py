@@ -294,15 +294,12 @@ class ExPLoRADINOv2(BaseTask):
 
     def _optimize(self, optimizer: LightningOptimizer, schedules: Schedules, step: int) -> None:
         set_rates(optimizer.optimizer, schedules, self.recipe.optimization, step)
-        self._clip(optimizer)
         optimizer.step()
         optimizer.zero_grad()
         self.model.update_teacher(schedules.momentum(step))
 
-    def _clip(self, optimizer: LightningOptimizer) -> None:
-        scaler = getattr(self.trainer.precision_plugin, 'scaler', None)
-        if scaler is not None:  # float16: norms are those of the true gradients
-            scaler.unscale_(optimizer.optimizer)
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip here, where float16's loss scale has been taken out of the gradients."""
         clip_gradients(self.model, self.recipe.optimization.clip)
 
     def _log(self, losses: DINOv2Losses, schedules: Schedules, step: int, batch_size: int) -> None:
