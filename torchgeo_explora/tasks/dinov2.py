@@ -10,6 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchgeo.tasks import BaseTask
 from torchvision.models._api import WeightsEnum
 
@@ -231,11 +232,22 @@ class ExPLoRADINOv2(BaseTask):
         rank_zero_info(self.adapter_report.summary())
 
     def on_train_start(self) -> None:
-        """Start the prototypes at the images' features, where the recipe asks for it."""
-        if self.micro_step > 0 or self.recipe.optimization.prototype_init == 'random':
-            return
+        """Start the prototypes at images' features; do nothing where a run was done already."""
+        if self.micro_step == 0 and self.recipe.optimization.prototype_init == 'images':
+            self._start_prototypes()
+
+    def _start_prototypes(self) -> None:
         loader = self.trainer.train_dataloader
         assert loader is not None, 'Lightning sets the loaders up before training starts'
+        if isinstance(loader, DataLoader):
+            # one of its own: with persistent workers all share one iterator, the trainer's
+            loader = DataLoader(
+                loader.dataset,
+                loader.batch_size,
+                sampler=loader.sampler,
+                num_workers=loader.num_workers,
+                collate_fn=loader.collate_fn,
+            )
         images = (batch['image'].to(self.device) for batch in loader)
         with self.trainer.precision_plugin.forward_context():
             count = prototypes_from_images(self.model, self.multicrop, images, self.hparams['seed'])
