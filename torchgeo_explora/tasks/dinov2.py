@@ -228,11 +228,14 @@ class ExPLoRADINOv2(BaseTask):
         """Lay the schedules over the run and say what trains."""
         if self.total_steps is None:
             self.total_steps = self._trainer_steps()
+        # a checkpoint is meant to hold what Lightning warns of, the state after the step
+        warnings.filterwarnings('ignore', 'Using ModelCheckpoint with manual optimization')
         rank_zero_info(self.load_report.summary())
         rank_zero_info(self.adapter_report.summary())
 
     def on_train_start(self) -> None:
         """Start the prototypes at images' features; do nothing where a run was done already."""
+        self._stop_when_done()
         if self.micro_step == 0 and self.recipe.optimization.prototype_init == 'images':
             self._start_prototypes()
 
@@ -296,8 +299,7 @@ class ExPLoRADINOv2(BaseTask):
             self._optimize(optimizer, schedules, window_start)
         self._log(losses, schedules, window_start, len(images))
         self.micro_step += 1
-        if self.total_steps is not None and self.micro_step >= self.total_steps:
-            self.trainer.should_stop = True
+        self._stop_when_done()
 
     def _losses(self, images: Tensor, temperature: float) -> DINOv2Losses:
         """Augment and evaluate, with randomness that depends on the step alone."""
@@ -328,8 +330,11 @@ class ExPLoRADINOv2(BaseTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the position in the run, and the gradients of an unfinished window."""
         pending = self.micro_step % self.recipe.optimization.accumulate != 0
+        # ranks have gradients of their own until a window's end; their mean serves all of them
         gradients = {
-            name: p.grad for name, p in self.named_parameters() if pending and p.grad is not None
+            name: self.trainer.strategy.reduce(p.grad.clone(), reduce_op='mean')
+            for name, p in self.named_parameters()
+            if pending and p.grad is not None
         }
         checkpoint['explora'] = {
             'micro_step': self.micro_step,
@@ -349,14 +354,23 @@ class ExPLoRADINOv2(BaseTask):
             parameter.grad = gradient.to(parameter.device)
         self._restored_gradients = {}
 
-    def on_train_end(self) -> None:
-        """Export the adapted weights, unless the representation collapsed."""
+    def _stop_when_done(self) -> None:
+        if self.total_steps is not None and self.micro_step >= self.total_steps:
+            self.trainer.should_stop = True
+
+    def on_fit_end(self) -> None:
+        """Export the adapted weights, unless the representation collapsed.
+
+        Reached also when a run is resumed that was killed between its last step and this.
+        """
+        folder = self.trainer.log_dir  # has to be asked for on every rank
+        folder = self.trainer.default_root_dir if folder is None else folder
         if getattr(self.trainer, 'fast_dev_run', False) or not self.trainer.is_global_zero:
             return
         if self.collapse_reason is not None:
             warnings.warn(f'No weights were exported: {self.collapse_reason}', stacklevel=1)
             return
-        for path in self.export(Path(self.trainer.log_dir or self.trainer.default_root_dir)):
+        for path in self.export(Path(folder)):
             rank_zero_info(f'Wrote {path}')
 
     def export(self, folder: Path) -> list[Path]:
