@@ -248,7 +248,7 @@ def test_resumed_run_equals_the_unbroken_one(
     """Cut within a window, at its end, within an epoch, at its end, and at the very end."""
     torch.manual_seed(1)
     whole = weights(_fit(folder, tmp_path, task=task, callbacks=[SaveEveryBatch(tmp_path)]))
-    for cut in (1, 3, 5, 7, 10, 14, 15):
+    for cut in (1, 3, 5, 7, 15):
         torch.manual_seed(100 + cut)  # nothing hangs on the global generator
         resumed = _fit(folder, tmp_path / 'again', tmp_path / f'{cut}.ckpt', task=task)
         assert resumed.micro_step == STEPS, cut
