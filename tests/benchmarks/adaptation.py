@@ -29,7 +29,13 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from torchgeo_explora.adapters import ExPLoRAConfig, apply_explora, merge_lora
+from torchgeo_explora.adapters import (
+    ExPLoRAConfig,
+    apply_explora,
+    blend,
+    merge_lora,
+    trained_in_full,
+)
 from torchgeo_explora.models import create_backbone, save_backbone
 from torchgeo_explora.objectives import DINOv2Objective, Recipe, get_preset, make_schedules
 from torchgeo_explora.objectives.diagnostics import effective_rank
@@ -176,6 +182,7 @@ def adapt(
     generator = torch.Generator().manual_seed(seed)
     student = copy.deepcopy(start)
     report = apply_explora(student, recipe.adapter, generator)
+    initial = trained_in_full(student)
     objective = DINOv2Objective(student, recipe.objective, mask_token, generator).to(device)
     objective.train()
     optimizer = make_optimizer(objective, report.unfrozen, config)
@@ -209,7 +216,7 @@ def adapt(
             optimizer.step()
             optimizer.zero_grad()
             objective.update_teacher(schedules.momentum(window))
-        total = float(losses.total)
+        total = float(losses.total.detach())
         if total != total:
             sys.exit(f'The loss is not a number at step {step}: lower --base-lr.')
         seconds += time.perf_counter() - began
@@ -224,10 +231,12 @@ def adapt(
                 point |= {name: judge.quick(m) for name, m in networks(objective).items()}
             curve.append(point)
             print(json.dumps(point), flush=True)
+    published = blend(networks(objective)[config.publish], initial, config.blend)
     final = {name: judge.full(model) for name, model in networks(objective).items()}
+    final['published'] = final[config.publish] if config.blend == 1 else judge.full(published)
     if args.save is not None:
         path = Path(args.save) / f'{variant}-{seed}.safetensors'
-        save_backbone(merge_lora(networks(objective)[config.publish]).cpu(), path)
+        save_backbone(merge_lora(published).cpu(), path)
     return {
         'trainable': report.trainable_parameters,
         'seconds': round(seconds),

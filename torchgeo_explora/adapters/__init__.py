@@ -1,7 +1,7 @@
 """Surgery on other people's vision transformers: adapt, merge, save."""
 
 from torchgeo_explora.adapters.config import ExPLoRAConfig, lora_finetuning
-from torchgeo_explora.adapters.merge import merge_lora
+from torchgeo_explora.adapters.merge import blend, merge_lora, trained_in_full
 from torchgeo_explora.adapters.peft import save_peft
 from torchgeo_explora.adapters.state import (
     Adapter,
@@ -21,6 +21,7 @@ __all__ = [
     'adapter_state_dict',
     'apply_explora',
     'base_fingerprint',
+    'blend',
     'load_adapter',
     'load_adapter_state_dict',
     'lora_finetuning',
@@ -28,4 +29,5 @@ __all__ = [
     'read_adapter',
     'save_adapter',
     'save_peft',
+    'trained_in_full',
 ]

@@ -76,6 +76,8 @@ class OptimizationConfig:
         prototype_init: ``random`` (the paper), or ``images`` to start the prototypes at features
             of the images, see :mod:`torchgeo_explora.objectives.prototypes`.
         publish: Which of the two networks is exported.
+        blend: How far from the base towards the adapted weights the exported ones lie; 1 is the
+            paper, less keeps more of the base, see :func:`torchgeo_explora.adapters.blend`.
     """
 
     steps: int | None = 200_000
@@ -98,11 +100,14 @@ class OptimizationConfig:
     teacher_temperature_warmup: float = 0.15
     prototype_init: Literal['random', 'images'] = 'random'
     publish: Literal['teacher', 'student'] = 'teacher'
+    blend: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.publish not in ('teacher', 'student'):
             raise ConfigError(f'publish is {self.publish!r}: use teacher (the paper) or student.')
+        if not 0 < self.blend <= 1:
+            raise ConfigError(f'blend is {self.blend}: give a share above 0, at most 1.')
         if self.prototype_init not in ('random', 'images'):
             raise ConfigError(
                 f'prototype_init is {self.prototype_init!r}: use random (the paper) or images.'

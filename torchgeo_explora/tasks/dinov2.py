@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchgeo.tasks import BaseTask
 from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora.adapters import AdapterReport, apply_explora
+from torchgeo_explora.adapters import AdapterReport, apply_explora, blend, trained_in_full
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.layers.tokens import encode, patch_grid
 from torchgeo_explora.models import create_backbone
@@ -105,6 +105,7 @@ class ExPLoRADINOv2(BaseTask):
         teacher_temperature: Temperature of the targets.
         prototype_init: ``random``, or ``images`` to start prototypes at the images' features.
         publish: Which network is exported, ``teacher`` or ``student``.
+        blend: How far from the base towards the adapted weights the exported ones lie.
 
     Raises:
         ConfigError: If an argument is not possible.
@@ -170,6 +171,7 @@ class ExPLoRADINOv2(BaseTask):
         teacher_temperature: float | None = None,
         prototype_init: Literal['random', 'images'] | None = None,
         publish: Literal['teacher', 'student'] | None = None,
+        blend: float | None = None,
     ) -> None:
         arguments = dict(locals())
         overrides = {key: arguments[key] for key in recipe_fields() & arguments.keys()}
@@ -199,6 +201,7 @@ class ExPLoRADINOv2(BaseTask):
         student.set_grad_checkpointing(hparams['grad_checkpointing'])
         generator = torch.Generator().manual_seed(hparams['seed'])
         self.adapter_report: AdapterReport = apply_explora(student, self.recipe.adapter, generator)
+        self.start = trained_in_full(student)
         self.model = DINOv2Objective(
             student, self.recipe.objective, self.load_report.mask_token, generator
         )
@@ -374,13 +377,10 @@ class ExPLoRADINOv2(BaseTask):
             rank_zero_info(f'Wrote {path}')
 
     def export(self, folder: Path) -> list[Path]:
-        """Write merged weights and the adapter alone.
+        """Write ``explora.safetensors`` and ``adapter.safetensors``; return their paths.
 
         Args:
-            folder: Where ``explora.safetensors`` and ``adapter.safetensors`` go.
-
-        Returns:
-            The paths written.
+            folder: Where the two files go.
         """
         optimization, hparams = self.recipe.optimization, self.hparams
         metadata = {
@@ -388,12 +388,13 @@ class ExPLoRADINOv2(BaseTask):
             'start': self.load_report.source or 'random',
             'method': 'D-ExPLoRA',
             'network': optimization.publish,
+            'blend': optimization.blend,
             'micro_steps': self.micro_step,
             'bands': hparams['bands'],
             'mean': self.mean,
             'std': self.std,
             'size': self.recipe.crops.global_size,
         }
-        model = self.backbones()[optimization.publish]
+        model = blend(self.backbones()[optimization.publish], self.start, optimization.blend)
         known = {key: value for key, value in metadata.items() if value is not None}
         return publish(model, self.recipe.adapter, folder, known, self.adapter_report.trained)
