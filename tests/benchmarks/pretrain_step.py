@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path[:0] = [str(Path(__file__).parents[2])]  # also where the package is not installed
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]  # also where the package is not installed
 
 from tests.benchmarks.pretrain_flops import Sizes, step_flops  # noqa: E402
 from tests.benchmarks.pretrain_variants import (  # noqa: E402
@@ -63,7 +63,8 @@ PEAKS = {'H100 PCIe': 756, 'H100': 989, 'H200': 989, 'A100': 312, 'L40S': 362, '
 # Largest allowed values of ExPLoRA relative to the others (time), at the default setting
 TIME_BOUNDS = {'plain': 0.78, 'full': 0.88, 'lightly': 1 / 1.35}
 SAVED_BOUND = 0.66
-LOSS_TOLERANCE = 1e-4
+# Relative; plain logits are rounded to bf16 before the temperature divides them, ours after it
+LOSS_TOLERANCE = {'fp32': 1e-4, 'bf16': 1e-3}
 
 
 @dataclass
@@ -182,14 +183,14 @@ def inspect(step: Step, crops: Crops, device: str) -> Measured:
     )
 
 
-def check_losses(results: dict[str, Measured]) -> None:
+def check_losses(results: dict[str, Measured], tolerance: float) -> None:
     """Stop unless all variants had the same first loss."""
     losses = {name: result.loss for name, result in results.items()}
     low, high = min(losses.values()), max(losses.values())
-    if not high - low <= LOSS_TOLERANCE * abs(high):
+    if not high - low <= tolerance * abs(high):
         raise SystemExit(
             f'The first losses differ ({losses}), so the variants do not compute the same: '
-            f'allowed is a relative {LOSS_TOLERANCE}. Nothing was timed.'
+            f'allowed is a relative {tolerance}. Nothing was timed.'
         )
 
 
@@ -198,7 +199,7 @@ def measure(names: list[str], setting: Setting, rounds: int) -> dict[str, Measur
     crops = make_crops(setting)
     steps = {name: build(name, setting, crops) for name in names}
     results = {name: inspect(step, crops, setting.device) for name, step in steps.items()}
-    check_losses(results)
+    check_losses(results, LOSS_TOLERANCE[setting.dtype])
     for round_ in range(rounds + 1):
         shift = round_ % len(names)
         for name in names[shift:] + names[:shift]:

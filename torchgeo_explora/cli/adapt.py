@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from timm.models.vision_transformer import VisionTransformer
 
-from torchgeo_explora.cli.console import percent, say, table
+from torchgeo_explora.cli.console import percent, say, say_left_out, table
 from torchgeo_explora.cli.picture import draw_report
 from torchgeo_explora.cli.plan import Plan, make_plan
 from torchgeo_explora.cli.run_folder import (
@@ -152,8 +152,7 @@ def introduce(plan: Plan) -> None:
     say(task.adapter_report.summary())
     side = images.arguments['image_size']
     say(f'{images.count:,} images of {plan.settings.folder}, read at {side} pixels')
-    if images.skipped:
-        say(f'{len(images.skipped)} images were left out; report.json names them')
+    say_left_out(images.skipped)
     crops = task.recipe.crops
     say(
         f'{plan.steps:,} steps of {plan.batch_size} images ({plan.steps * plan.batch_size:,} seen), '

@@ -3,12 +3,17 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
 PROGRAM = 'torchgeo-explora'
 
+NAMED = 5
+"""Files that are named; the rest is counted."""
+
+# Commands say themselves what was left out; the data set warns from several threads.
+_SAID = r'.*(images cannot be read and are left out|is damaged and left out)'
 _SILENT = ('lightning.pytorch', 'lightning.fabric', 'lightning')
 
 
@@ -33,6 +38,7 @@ def plain_messages() -> Iterator[None]:
             warnings.simplefilter('ignore')
             # ours carry no category of their own and are meant for users
             warnings.filterwarnings('default', category=UserWarning, module=r'torchgeo_explora')
+            warnings.filterwarnings('ignore', message=_SAID)
             warnings.showwarning = _show
             yield
     finally:
@@ -49,6 +55,14 @@ def _show(
     line: str | None = None,
 ) -> None:
     complain('warning', str(message))
+
+
+def say_left_out(files: Mapping[str, str]) -> None:
+    """Name files that cannot be read, the first few with the reason."""
+    if files:
+        named = [f'{path} ({reason})' for path, reason in list(files.items())[:NAMED]]
+        more = f' and {len(files) - NAMED} more' if len(files) > NAMED else ''
+        say(f'Left out {len(files)} unreadable images: {"; ".join(named)}{more}')
 
 
 def duration(seconds: float) -> str:

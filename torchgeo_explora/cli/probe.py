@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from torchgeo_explora.cli.console import percent, say, table
-from torchgeo_explora.cli.images import LabelledSplit, reading, separate_split
+from torchgeo_explora.cli.console import percent, say, say_left_out, table
+from torchgeo_explora.cli.images import LabelledSplit, left_out, reading, separate_split
 from torchgeo_explora.cli.plan import patch_size, statistics, whole_patches
 from torchgeo_explora.cli.run_folder import RunFolder, environment, write_json
 from torchgeo_explora.cli.scoring import Evaluation
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     )
     say(report.summary())
     say(f'{split.source}; {len(split.classes)} classes, seen at {side} pixels on {device}')
+    say_left_out(left_out(split.module))
     half = choose_precision(settings.precision, device).startswith('bf16')
     by = Evaluation(
         EvalTransform(side, mean, std).to(device),
