@@ -25,7 +25,8 @@ def once(backend: SDPBackend, images: int, tokens: int, heads: int = 6, width: i
     qkv = torch.randn(3, images, heads, tokens, width, dtype=torch.bfloat16, requires_grad=True)
     began = time.process_time()
     with sdpa_kernel(backend):
-        F.scaled_dot_product_attention(*qkv.unbind(0)).sum().backward()
+        query, key, value = qkv.unbind(0)
+        F.scaled_dot_product_attention(query, key, value).sum().backward()
     return time.process_time() - began
 
 

@@ -66,9 +66,9 @@ def test_resampled_positions_serve_stock_timm(side: int, finished: Path, tmp_pat
     stock = timm.create_model(MODEL, num_classes=0, img_size=side).eval()
     stock.load_state_dict(load_file(out))
     with torch.no_grad():
-        found = stock.forward_features(_images(side))
+        features: torch.Tensor = stock.forward_features(_images(side))  # type: ignore[operator]
     expected = _tokens(finished / 'explora.safetensors', side)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_peft_holds_a_run_that_trains_factors_alone(

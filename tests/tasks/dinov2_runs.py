@@ -20,7 +20,7 @@ from torchgeo_explora.tasks import ExPLoRADINOv2
 SMALL: dict[str, Any] = {
     'model': 'test_vit', 'preset': 'small', 'eval_size': 32, 'rank': 4, 'prototypes': 24,
     'hidden_dim': 16, 'global_size': 32, 'local_size': 16, 'n_local': 2, 'accumulate': 3,
-    'base_lr': 0.1, 'head_start': 0.0,
+    'base_lr': 0.1, 'head_start': 0.0, 'blend': 1.0,
 }  # fmt: skip
 BATCH = 4
 

@@ -30,7 +30,7 @@ from tests.tasks.dinov2_runs import (
     weights,
 )
 from tests.tasks.toy import CONF, images
-from torchgeo_explora.adapters import load_adapter
+from torchgeo_explora.adapters import load_adapter, merge_lora
 from torchgeo_explora.errors import ConfigError, ImageError
 from torchgeo_explora.layers.tokens import encode
 from torchgeo_explora.models import create_backbone, read_metadata
@@ -303,6 +303,19 @@ def test_published_files(publish: str, folder: Path, tmp_path: Path) -> None:
     assert (metadata['base'], metadata['network']) == ('test_vit', publish)
     assert json.loads(metadata['config'])['rank'] == 4
     assert json.loads(metadata['size']) == 32
+
+
+@torch.no_grad()
+def test_published_weights_can_lie_part_of_the_way(folder: Path, tmp_path: Path) -> None:
+    task = _fit(folder, tmp_path, task={'blend': 0.25, 'accumulate': 1, 'publish': 'student'},
+                max_epochs=1)  # fmt: skip
+    merged, _ = task.export(tmp_path / 'out')
+    found, _ = create_backbone('test_vit', merged)
+    base, _ = create_backbone('test_vit', None, seed=0)
+    adapted = merge_lora(task.model.student).state_dict()
+    for name, value in base.state_dict().items():
+        wanted = torch.lerp(value, adapted[name], 0.25)
+        torch.testing.assert_close(found.state_dict()[name], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_collapsed_networks_are_not_published(folder: Path, tmp_path: Path) -> None:

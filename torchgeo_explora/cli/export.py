@@ -12,6 +12,7 @@ from torchgeo_explora.adapters import (
     Adapter,
     ExPLoRAConfig,
     apply_explora,
+    blend,
     load_adapter,
     load_adapter_state_dict,
     merge_lora,
@@ -208,10 +209,13 @@ def _open_checkpoint(path: Path) -> Source:
             f'{path} does not fit the model it names ({hparams["model"]}): use a checkpoint that '
             'this version wrote.'
         ) from error
+    share = recipe.optimization.blend
+    backbone = blend(backbone, content['explora']['start'], share)
     metadata = {
         'base': hparams['model'],
         'method': 'D-ExPLoRA',
         'network': network,
+        'blend': str(share),
         'size': str(recipe.crops.global_size),
     }
     return Source(backbone, recipe.adapter, metadata)

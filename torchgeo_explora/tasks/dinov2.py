@@ -67,8 +67,7 @@ class ExPLoRADINOv2(BaseTask):
         mlp_rank: Rank in the MLP.
         train_norms: Whether norms train.
         train_cls_token: Whether the class token trains.
-        train_patch_embed: Whether the patch embedding trains; with other than 3 bands it does
-            unless this is ``False``.
+        train_patch_embed: Whether the patch embedding trains; by default for other than 3 bands.
         train_all: Train the whole encoder instead.
         prototypes: Number of prototypes.
         hidden_dim: Width of the heads' hidden layers.
@@ -87,8 +86,7 @@ class ExPLoRADINOv2(BaseTask):
         grayscale_p: Probability of grey crops.
         blur_p: Probabilities of blur (first global, second global, local).
         solarize_p: Probabilities of solarising.
-        steps: Micro-batches of the whole run; as many as the trainer does when neither this
-            nor the preset gives it.
+        steps: Micro-batches of the run; as many as the trainer does where the preset has none.
         accumulate: Micro-batches an optimizer step averages over.
         base_lr: Learning rate for an effective batch of 1,024 images.
         head_lr_scale: Rate of the heads relative to the backbone's.
@@ -220,7 +218,7 @@ class ExPLoRADINOv2(BaseTask):
         return {'student': self.model.student, 'teacher': self.model.teacher}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the published network's tokens (B, tokens, D) of normalised images."""
+        """Return tokens (B, tokens, D) of normalised images, before any blending with the base."""
         return encode(self.backbones()[self.recipe.optimization.publish], images)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -342,6 +340,7 @@ class ExPLoRADINOv2(BaseTask):
         checkpoint['explora'] = {
             'micro_step': self.micro_step,
             'total_steps': self.total_steps,
+            'start': self.start,
             'gradients': gradients,
         }
 
@@ -349,6 +348,7 @@ class ExPLoRADINOv2(BaseTask):
         """Take up the position that a checkpoint holds."""
         state = checkpoint['explora']
         self.micro_step, self.total_steps = state['micro_step'], state['total_steps']
+        self.start = state['start']
         self._restored_gradients = state['gradients']
 
     def _put_back_gradients(self) -> None:
