@@ -246,6 +246,19 @@ def adapt(
     }
 
 
+def score_line(
+    start: VisionTransformer, adapted: VisionTransformer, shares: list[float], judge: Judge
+) -> dict[str, Any]:
+    """Score weights on the line from the start to the adapted ones, without training."""
+    first, last, scores = start.state_dict(), adapted.state_dict(), {}
+    for share in shares:
+        model = copy.deepcopy(start)
+        model.load_state_dict({k: torch.lerp(v, last[k], share) for k, v in first.items()})
+        scores[str(share)] = judge.full(model)
+        print(share, json.dumps(scores[str(share)]), flush=True)
+    return scores
+
+
 def networks(objective: DINOv2Objective) -> dict[str, VisionTransformer]:
     """Return both networks."""
     return {'student': objective.student, 'teacher': objective.teacher}
@@ -271,6 +284,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--save', type=Path, help='folder for merged weights')
+    parser.add_argument('--adapted', type=Path, help='saved weights: score --shares, no training')
+    parser.add_argument('--shares', nargs='+', type=float, default=[0.3, 0.5, 0.7, 0.85, 1.0])
     parser.add_argument('--json', type=Path)
     return parser.parse_args()
 
@@ -301,6 +316,12 @@ def main() -> None:
     results: dict[str, Any] = {'machine': machine(args), 'recipe': asdict(recipe), 'runs': []}
     results['base'] = judge.full(copy.deepcopy(start))
     print('base', json.dumps(results['base']), flush=True)
+    if args.adapted is not None:
+        adapted, _ = create_backbone(args.model, args.adapted)
+        results['line'] = score_line(start, adapted, args.shares, judge)
+        if args.json is not None:
+            args.json.write_text(json.dumps(results, indent=1))
+        return
     both = Images(torch.cat([train.pixels, test.pixels]), torch.cat([train.labels, test.labels]))
     images = both if args.adapt_on == 'all' else train
     for variant in args.variants:
