@@ -96,7 +96,7 @@ def main() -> None:
     task = make_task(**options.task)
     data = make_data(options.images)
     resume = None if options.resume is None else str(options.resume)
-    trainer.fit(task, data, ckpt_path=resume, weights_only=False)
+    trainer.fit(task, data, ckpt_path=resume)
     torch.save(weights(task), options.out / f'rank{trainer.global_rank}.pt')
 
 

@@ -63,7 +63,7 @@ def _fit(
     made = make_task(**({} if task is None else task))
     ckpt = None if resume is None else str(resume)
     make_trainer(out, **trainer).fit(
-        made, make_data(root, **({} if data is None else data)), ckpt_path=ckpt, weights_only=False
+        made, make_data(root, **({} if data is None else data)), ckpt_path=ckpt
     )
     return made
 
@@ -414,6 +414,7 @@ def _steps(process: subprocess.Popen[str]) -> Iterator[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_run_is_resumed_exactly(folder: Path, tmp_path: Path) -> None:
     """SIGKILL at a random step; a fresh process goes on from the last checkpoint."""
     _finish(_script(folder, tmp_path / 'whole'))
@@ -439,6 +440,7 @@ def test_killed_run_is_resumed_exactly(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_ranks(folder: Path, tmp_path: Path) -> None:
     """Both ranks end alike, and as one process does that averages their gradients."""
     arguments = {'centering': 'softmax', 'prototype_init': 'random', 'steps': 6}

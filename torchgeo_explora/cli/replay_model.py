@@ -9,7 +9,7 @@ from torchgeo_explora.models.explora_vit import DINOv2VisionTransformer
 
 __all__ = ['default_cfgs']
 
-NAME, SIDE = 'explora_vit_replay_patch8_48', 48
+NAME, SIDE = 'explora_replay_vit_patch8_48', 48
 
 default_cfgs = generate_default_cfgs(
     {
@@ -29,7 +29,7 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def explora_vit_replay_patch8_48(
+def explora_replay_vit_patch8_48(
     pretrained: bool = False,
     **kwargs: Any,  # noqa: ANN401  # timm's own
 ) -> VisionTransformer:
