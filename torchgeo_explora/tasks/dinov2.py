@@ -1,22 +1,19 @@
 """D-ExPLoRA as a TorchGeo task: adapt a DINOv2 encoder to unlabelled images of a new domain."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchgeo.tasks import BaseTask
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapters import AdapterReport, apply_explora, blend, trained_in_full
-from torchgeo_explora.errors import ConfigError
-from torchgeo_explora.layers.tokens import encode, patch_grid
+from torchgeo_explora.layers.tokens import encode, global_token, patch_grid
 from torchgeo_explora.models import create_backbone
 from torchgeo_explora.objectives.dinov2 import DINOv2Losses, DINOv2Objective
 from torchgeo_explora.objectives.presets import (
@@ -35,11 +32,12 @@ from torchgeo_explora.objectives.steps import (
     set_rates,
     step_seed,
 )
+from torchgeo_explora.tasks._pretraining import MicroBatch, PretrainingTask
 from torchgeo_explora.tasks._publish import normalization, publish
 from torchgeo_explora.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
 
 
-class ExPLoRADINOv2(BaseTask):
+class ExPLoRADINOv2(PretrainingTask):
     """Continue DINOv2 pre-training with most weights frozen (Khanna et al. 2025).
 
     Batches hold ``image``, float32 (B, C, H, W) in [0, 1]; cropping, augmentation and
@@ -110,9 +108,6 @@ class ExPLoRADINOv2(BaseTask):
         WeightsError: If the weights cannot be read or do not fit.
     """
 
-    ignore = ('weights',)
-    monitor = 'train_loss'
-
     def __init__(
         self,
         model: str = 'vit_small_patch14_dinov2',
@@ -179,10 +174,7 @@ class ExPLoRADINOv2(BaseTask):
         self.weights = weights
         self.mean = normalization(mean, IMAGENET_MEAN, in_channels, 'mean')
         self.std = normalization(std, IMAGENET_STD, in_channels, 'std')
-        self.micro_step = 0
-        self.total_steps: int | None = self.recipe.optimization.steps
-        self._restored_gradients: dict[str, Tensor] = {}
-        self.collapse_reason: str | None = None
+        self.begin(self.recipe.optimization.steps, self.recipe.optimization.accumulate)
         super().__init__()
         self.automatic_optimization = False
 
@@ -225,18 +217,14 @@ class ExPLoRADINOv2(BaseTask):
         """Return AdamW over what trains; its rates are set before every step."""
         return make_optimizer(self.model, self.adapter_report.unfrozen, self.recipe.optimization)
 
-    def on_fit_start(self) -> None:
-        """Lay the schedules over the run and say what trains."""
-        if self.total_steps is None:
-            self.total_steps = self._trainer_steps()
-        # a checkpoint is meant to hold what Lightning warns of, the state after the step
-        warnings.filterwarnings('ignore', 'Using ModelCheckpoint with manual optimization')
-        rank_zero_info(self.load_report.summary())
-        rank_zero_info(self.adapter_report.summary())
+    def summaries(self) -> Iterator[str]:
+        """Say in words what the run starts from and what trains."""
+        yield self.load_report.summary()
+        yield self.adapter_report.summary()
 
     def on_train_start(self) -> None:
         """Start the prototypes at images' features; do nothing where a run was done already."""
-        self._stop_when_done()
+        self.stop_when_done()
         if self.micro_step == 0 and self.recipe.optimization.prototype_init == 'images':
             self._start_prototypes()
 
@@ -257,124 +245,59 @@ class ExPLoRADINOv2(BaseTask):
             count = prototypes_from_images(self.model, self.multicrop, images, self.hparams['seed'])
         rank_zero_info(f'{count} prototypes start at features of the images.')
 
-    def _trainer_steps(self) -> int:
-        trainer, accumulate = self.trainer, self.recipe.optimization.accumulate
-        limits = []
-        if trainer.max_steps > 0:
-            limits.append(trainer.max_steps * accumulate)
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            trainer.fit_loop.setup_data()
-            limits.append(int(trainer.max_epochs * trainer.num_training_batches))
-        if not limits:
-            raise ConfigError(
-                'The run has no end: give the task steps, or the trainer max_epochs or max_steps.'
-            )
-        return min(limits)
-
     def schedules(self, batch_size: int) -> Schedules:
         """Return the curves of this run.
 
         Args:
             batch_size: Images of a micro-batch on one device.
         """
-        assert self.total_steps is not None, 'the length of the run is known from on_fit_start'
-        config = self.recipe.optimization
-        effective = batch_size * config.accumulate * self.trainer.world_size
-        return make_schedules(config, self.total_steps, effective)
+        effective = self.effective_batch(batch_size)
+        return make_schedules(self.recipe.optimization, self.run_length, effective)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Do one micro-batch, and an optimizer step at the end of an accumulation window."""
-        images: Tensor = batch['image']
-        accumulate = self.recipe.optimization.accumulate
-        schedules = self.schedules(len(images))
-        window_start = self.micro_step - self.micro_step % accumulate
-        losses = self._losses(images, schedules.teacher_temperature(window_start))
-        last = (self.micro_step + 1) % accumulate == 0
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        self._put_back_gradients()
-        with optimizer.toggle_model(sync_grad=last):
-            self.manual_backward(losses.total / accumulate)
-        self.model.update_centers(losses)
-        if last:
-            self._optimize(optimizer, schedules, window_start)
-        self._log(losses, schedules, window_start, len(images))
-        self.micro_step += 1
-        self._stop_when_done()
-
-    def _losses(self, images: Tensor, temperature: float) -> DINOv2Losses:
+    def micro_batch(self, batch: dict[str, Any], window_start: int) -> MicroBatch:
         """Augment and evaluate, with randomness that depends on the step alone."""
+        images: Tensor = batch['image']
+        schedules = self.schedules(len(images))
         seed = step_seed(self.hparams['seed'], self.micro_step, self.global_rank)
+        temperature = schedules.teacher_temperature(window_start)
+        losses = self._losses(images, seed, temperature)
+        logged: dict[str, Tensor | float] = {
+            f'train_{name}': value for name, value in losses.displayed().items()
+        }
+        logged |= {
+            'prototype_usage': losses.usage,
+            'lr': schedules.backbone_lr(window_start),
+            'teacher_momentum': schedules.momentum(window_start),
+            'teacher_temperature': temperature,
+        }
+        finish = partial(self.model.update_centers, losses)
+        return MicroBatch(losses.total, logged, len(images), finish)
+
+    def _losses(self, images: Tensor, seed: int, temperature: float) -> DINOv2Losses:
         return micro_batch(self.model, self.multicrop, self.recipe.crops, images, seed, temperature)
 
-    def _optimize(self, optimizer: LightningOptimizer, schedules: Schedules, step: int) -> None:
-        set_rates(optimizer.optimizer, schedules, self.recipe.optimization, step)
-        optimizer.step()
-        optimizer.zero_grad()
-        self.model.update_teacher(schedules.momentum(step))
+    def set_rates(self, optimizer: torch.optim.Optimizer, window_start: int, images: int) -> None:
+        """Set the rates of every part."""
+        set_rates(optimizer, self.schedules(images), self.recipe.optimization, window_start)
+
+    def after_optimizer_step(self, window_start: int, images: int) -> None:
+        """Move the teacher."""
+        self.model.update_teacher(self.schedules(images).momentum(window_start))
+
+    def evaluate(self, batch: dict[str, Any], seed: int) -> dict[str, Tensor]:
+        """Return the losses of a batch at the final temperature of the targets."""
+        temperature = self.recipe.optimization.teacher_temperature
+        losses = self._losses(batch['image'], step_seed(seed, 0, self.global_rank), temperature)
+        return {'loss': losses.total, **losses.displayed()}
+
+    def embed(self, batch: dict[str, Any]) -> Tensor:
+        """Return the class token (B, D) of every image, before any blending with the base."""
+        model = self.backbones()[self.recipe.optimization.publish]
+        return global_token(model, encode(model, self.eval_transform(batch['image'])))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip here, where float16's loss scale has been taken out of the gradients."""
         clip_gradients(self.model, self.recipe.optimization.clip)
-
-    def _log(self, losses: DINOv2Losses, schedules: Schedules, step: int, batch_size: int) -> None:
-        self.log('train_loss', losses.total.detach(), prog_bar=True, batch_size=batch_size)
-        values: dict[str, Tensor | float] = {f'train_{k}': v for k, v in losses.displayed().items()}
-        values |= {
-            'prototype_usage': losses.usage,
-            'lr': schedules.backbone_lr(step),
-            'teacher_momentum': schedules.momentum(step),
-            'teacher_temperature': schedules.teacher_temperature(step),
-        }
-        self.log_dict(values, batch_size=batch_size)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the position in the run, and the gradients of an unfinished window."""
-        pending = self.micro_step % self.recipe.optimization.accumulate != 0
-        # ranks have gradients of their own until a window's end; their mean serves all of them
-        gradients = {
-            name: self.trainer.strategy.reduce(p.grad.clone(), reduce_op='mean')
-            for name, p in self.named_parameters()
-            if pending and p.grad is not None
-        }
-        checkpoint['explora'] = {
-            'micro_step': self.micro_step,
-            'total_steps': self.total_steps,
-            'start': self.start,
-            'gradients': gradients,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the position that a checkpoint holds."""
-        state = checkpoint['explora']
-        self.micro_step, self.total_steps = state['micro_step'], state['total_steps']
-        self.start = state['start']
-        self._restored_gradients = state['gradients']
-
-    def _put_back_gradients(self) -> None:
-        for name, gradient in self._restored_gradients.items():
-            parameter = self.get_parameter(name)
-            parameter.grad = gradient.to(parameter.device)
-        self._restored_gradients = {}
-
-    def _stop_when_done(self) -> None:
-        if self.total_steps is not None and self.micro_step >= self.total_steps:
-            self.trainer.should_stop = True
-
-    def on_fit_end(self) -> None:
-        """Export the adapted weights, unless the representation collapsed.
-
-        Reached also when a run is resumed that was killed between its last step and this.
-        """
-        folder = self.trainer.log_dir  # has to be asked for on every rank
-        folder = self.trainer.default_root_dir if folder is None else folder
-        if getattr(self.trainer, 'fast_dev_run', False) or not self.trainer.is_global_zero:
-            return
-        if self.collapse_reason is not None:
-            warnings.warn(f'No weights were exported: {self.collapse_reason}', stacklevel=1)
-            return
-        for path in self.export(Path(folder)):
-            rank_zero_info(f'Wrote {path}')
 
     def export(self, folder: Path) -> list[Path]:
         """Write ``explora.safetensors`` and ``adapter.safetensors``; return their paths.
