@@ -1,19 +1,23 @@
 """Building blocks: low-rank layers, tokens, position embeddings, heads and masks."""
 
+from torchgeo_explora.layers.embedder import TokenEmbedder
 from torchgeo_explora.layers.heads import DINOHead
 from torchgeo_explora.layers.lora import LoRALinear, Segment
 from torchgeo_explora.layers.masking import MaskSpec, block_masks
 from torchgeo_explora.layers.pos_embed import resample_pos_embed
+from torchgeo_explora.layers.sincos import encode_times, sincos, sincos_grid, sincos_index
 from torchgeo_explora.layers.tokens import (
     TokenSelection,
     embed_tokens,
     encode,
     encode_selected,
+    encode_visible,
     global_token,
     intermediate_tokens,
     patch_grid,
     patch_tokens,
     select_tokens,
+    token_count,
 )
 
 __all__ = [
@@ -21,15 +25,22 @@ __all__ = [
     'LoRALinear',
     'MaskSpec',
     'Segment',
+    'TokenEmbedder',
     'TokenSelection',
     'block_masks',
     'embed_tokens',
     'encode',
     'encode_selected',
+    'encode_times',
+    'encode_visible',
     'global_token',
     'intermediate_tokens',
     'patch_grid',
     'patch_tokens',
     'resample_pos_embed',
     'select_tokens',
+    'sincos',
+    'sincos_grid',
+    'sincos_index',
+    'token_count',
 ]

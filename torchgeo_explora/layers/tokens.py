@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from torchgeo_explora._typing import GridSize
 from torchgeo_explora.errors import ImageError
+from torchgeo_explora.layers.embedder import TokenEmbedder, embed_patches
 from torchgeo_explora.layers.lora import LoRALinear, linear_rows
 from torchgeo_explora.layers.pos_embed import resample_pos_embed
 
@@ -70,71 +71,144 @@ def select_tokens(mask: Bool[Tensor, 'batch patches'], num_prefix: int) -> Token
     return TokenSelection(index, rows, cls, patches)
 
 
-def patch_grid(vit: VisionTransformer, images: Float[Tensor, 'b c h w']) -> GridSize:
-    """Return the patch grid of a batch of images.
+def patch_grid(vit: VisionTransformer, images: Float[Tensor, 'b *axes h w']) -> GridSize:
+    """Return the patch grid of a batch of images; of one group of bands, of one date.
 
     Raises:
         ImageError: If the images do not have the model's bands or do not divide into patches.
     """
-    height, width = vit.patch_embed.patch_size
-    bands = vit.patch_embed.proj.in_channels
-    if images.shape[1] != bands:
+    if isinstance(vit, TokenEmbedder):
+        return vit.token_grid(images)
+    check_bands(images.shape, vit.patch_embed.proj.in_channels)
+    return divide(images.shape, vit.patch_embed.patch_size)
+
+
+def check_bands(shape: Sequence[int], bands: int) -> None:
+    """Check the number of bands of images (..., bands, height, width).
+
+    Raises:
+        ImageError: If it is not the model's.
+    """
+    if shape[-3] != bands:
         raise ImageError(
-            f'The images have {images.shape[1]} bands, the model takes {bands}: '
+            f'The images have {shape[-3]} bands, the model takes {bands}: '
             'select bands, or build the model with in_chans set to the number of bands.'
         )
-    if images.shape[2] % height or images.shape[3] % width or 0 in images.shape[2:]:
+
+
+def divide(shape: Sequence[int], patch: tuple[int, int]) -> GridSize:
+    """Divide images (..., height, width) into patches.
+
+    Raises:
+        ImageError: If a part would be left over.
+    """
+    (height, width), (h, w) = shape[-2:], patch
+    if height % h or width % w or 0 in (height, width):
         raise ImageError(
-            f'Images of {images.shape[2]} x {images.shape[3]} pixels do not divide into patches of '
-            f'{height} x {width}: choose an image size that is a multiple of the patch size.'
+            f'Images of {height} x {width} pixels do not divide into patches of '
+            f'{h} x {w}: choose an image size that is a multiple of the patch size.'
         )
-    return GridSize(images.shape[2] // height, images.shape[3] // width)
+    return GridSize(height // h, width // w)
 
 
-def _native_grid(vit: VisionTransformer) -> GridSize | None:
+def token_count(vit: VisionTransformer, images: Float[Tensor, 'b *axes h w']) -> int:
+    """Return the number of tokens of each image besides class and register tokens.
+
+    Patches; for group-channel models patches x groups (group by group), for temporal models
+    patches x dates (date by date).
+
+    Raises:
+        ImageError: If the model cannot take the images.
+    """
+    copies = vit.token_copies(images) if isinstance(vit, TokenEmbedder) else 1
+    return patch_grid(vit, images).area * copies
+
+
+def native_grid(vit: VisionTransformer) -> GridSize | None:
+    """Return the grid that a model's position embeddings are stored for."""
     grid = vit.patch_embed.grid_size
     return None if grid is None else GridSize(*grid)
 
 
+def _plain_positions(vit: VisionTransformer, grid: GridSize) -> tuple[Tensor | None, Tensor | None]:
+    """Positions of the prefix tokens and of the patches, where the model has them."""
+    if vit.pos_embed is None:
+        return None, None
+    count = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    table = resample_pos_embed(vit.pos_embed, grid, count, native_grid(vit))
+    return (table[:, :count] if count > 0 else None), table[:, count:]
+
+
+def _join(
+    vit: VisionTransformer, patches: Float[Tensor, 'b n dim'], position: Tensor | None
+) -> Float[Tensor, 'b tokens dim']:
+    """Put class and register tokens, with their position, before the patches."""
+    prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+    x = patches
+    if prefix:
+        first = torch.cat(tuple(prefix), dim=1)
+        first = first if position is None else first + position
+        x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+    out: Tensor = vit.norm_pre(vit.pos_drop(x))
+    return out
+
+
 def embed_tokens(
     vit: VisionTransformer,
-    images: Float[Tensor, 'b c h w'],
+    images: Float[Tensor, 'b *axes h w'],
     mask: Bool[Tensor, 'b patches'] | None = None,
     mask_token: Float[Tensor, '1 dim'] | None = None,
+    timestamps: Float[Tensor, 'b dates 3'] | None = None,
 ) -> Float[Tensor, 'b tokens dim']:
     """Embed images: patches, mask token, class and register tokens, positions.
 
     Args:
         vit: The model.
-        images: Normalised images.
+        images: Normalised images; with dates (b, dates, c, h, w) for a temporal model.
         mask: True where a patch is replaced by ``mask_token`` before positions are added.
         mask_token: The replacement; needed with ``mask``.
+        timestamps: (year - 2002, month - 1, hour) of every date, for a temporal model.
 
     Returns:
-        Prefix tokens (class, registers) followed by the patches in row-major order.
+        Prefix tokens (class, registers) followed by the patches in row-major order; group by
+        group or date by date where the model has several tokens a patch.
     """
     grid = patch_grid(vit, images)
-    x = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)  # (b, d, h, w) -> (b, h*w, d)
-    x = vit.patch_embed.norm(x)
+    if isinstance(vit, TokenEmbedder):
+        x = vit.embed_all(images)
+        index = torch.arange(x.shape[1], device=x.device)[None]
+        prefix: Tensor | None = vit.class_position()
+        position: Tensor | None = vit.token_positions(grid, index, timestamps)
+    else:
+        x = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)  # (b, d, h, w) -> (b, h*w, d)
+        x = vit.patch_embed.norm(x)
+        prefix, position = _plain_positions(vit, grid)
     if mask is not None:
         assert mask_token is not None, 'a mask needs a mask token'
         x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
-    prefix = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
-    tokens = [t.expand(len(x), -1, -1) for t in prefix]
-    if vit.pos_embed is None:
-        x = torch.cat([*tokens, x], dim=1)
-    elif vit.no_embed_class:
-        position = resample_pos_embed(vit.pos_embed, grid, 0, _native_grid(vit))
-        x = torch.cat([*tokens, x + position], dim=1)
-    else:
-        count = vit.num_prefix_tokens
-        position = resample_pos_embed(vit.pos_embed, grid, count, _native_grid(vit))
-        x = torch.cat([*tokens, x], dim=1) + position
-    out: Tensor = vit.norm_pre(vit.pos_drop(x))
-    return out
+    return _join(vit, x if position is None else x + position, prefix)
 
 
-def _run(vit: VisionTransformer, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+def embed_visible(
+    vit: VisionTransformer,
+    images: Float[Tensor, 'b *axes h w'],
+    keep: Int[Tensor, 'b kept'],
+    timestamps: Float[Tensor, 'b dates 3'] | None = None,
+) -> Float[Tensor, 'b tokens dim']:
+    """Embed some patches only. Arguments as in :func:`encode_visible`."""
+    grid = patch_grid(vit, images)
+    if isinstance(vit, TokenEmbedder):
+        x = vit.embed_kept(images, keep)
+        return _join(vit, x + vit.token_positions(grid, keep, timestamps), None)
+    rows = torch.arange(len(keep), device=keep.device).repeat_interleave(keep.shape[1])
+    x = embed_patches(vit.patch_embed.proj, images, rows, keep.flatten())
+    x = vit.patch_embed.norm(x.unflatten(0, keep.shape))  # (b*kept, d) -> (b, kept, d)
+    prefix, position = _plain_positions(vit, grid)
+    return _join(vit, x if position is None else x + position[0][keep], prefix)
+
+
+def run_blocks(vit: VisionTransformer, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Run blocks of a model, with gradient checkpointing where it is switched on."""
     for block in blocks:
         if vit.grad_checkpointing and torch.is_grad_enabled():
             x = checkpoint(block, x, use_reentrant=False)
@@ -145,13 +219,39 @@ def _run(vit: VisionTransformer, blocks: Iterable[nn.Module], x: Tensor) -> Tens
 
 def encode(
     vit: VisionTransformer,
-    images: Float[Tensor, 'b c h w'],
+    images: Float[Tensor, 'b *axes h w'],
     mask: Bool[Tensor, 'b patches'] | None = None,
     mask_token: Float[Tensor, '1 dim'] | None = None,
+    timestamps: Float[Tensor, 'b dates 3'] | None = None,
 ) -> Float[Tensor, 'b tokens dim']:
     """Return all tokens after the final norm. Arguments as in :func:`embed_tokens`."""
-    x = _run(vit, list(vit.blocks), embed_tokens(vit, images, mask, mask_token))
-    out: Tensor = vit.norm(x)
+    x = embed_tokens(vit, images, mask, mask_token, timestamps)
+    out: Tensor = vit.norm(run_blocks(vit, list(vit.blocks), x))
+    return out
+
+
+def encode_visible(
+    vit: VisionTransformer,
+    images: Float[Tensor, 'b *axes h w'],
+    keep: Int[Tensor, 'b kept'],
+    timestamps: Float[Tensor, 'b dates 3'] | None = None,
+) -> Float[Tensor, 'b tokens dim']:
+    """Return the tokens of some patches, encoded without the others (He et al. 2022, section 3).
+
+    Only the patches kept are read and embedded. As in MAE the class token of a plain model has
+    its position; as in SatMAE that of a group-channel or temporal model has none.
+
+    Args:
+        vit: The model.
+        images: Normalised images, as in :func:`embed_tokens`.
+        keep: Numbers of the tokens kept, from 0 to :func:`token_count` - 1, in any order.
+        timestamps: (year - 2002, month - 1, hour) of every date, for a temporal model.
+
+    Returns:
+        Prefix tokens, then the tokens kept in the order of ``keep``, after the final norm.
+    """
+    x = embed_visible(vit, images, keep, timestamps)
+    out: Tensor = vit.norm(run_blocks(vit, list(vit.blocks), x))
     return out
 
 
@@ -167,7 +267,7 @@ def encode_selected(
     Equal to gathering from :func:`encode`; the last block computes keys and values for all
     tokens but queries, projection and MLP only for the selected ones.
     """
-    x = _run(vit, list(vit.blocks)[:-1], embed_tokens(vit, images, mask, mask_token))
+    x = run_blocks(vit, list(vit.blocks)[:-1], embed_tokens(vit, images, mask, mask_token))
     out: Tensor = vit.norm(block_rows(vit.blocks[-1], x, selection))
     return out
 
@@ -224,9 +324,10 @@ def _attend(
 
 def intermediate_tokens(
     vit: VisionTransformer,
-    images: Float[Tensor, 'b c h w'],
+    images: Float[Tensor, 'b *axes h w'],
     blocks: Sequence[int],
     norm: bool = True,
+    timestamps: Float[Tensor, 'b dates 3'] | None = None,
 ) -> list[Float[Tensor, 'b tokens dim']]:
     """Return the tokens after each of some blocks.
 
@@ -235,12 +336,13 @@ def intermediate_tokens(
         images: Normalised images.
         blocks: 0-based block indices, negative ones from the end.
         norm: Whether the model's final norm is applied to each output, as DINOv2 does.
+        timestamps: As in :func:`embed_tokens`.
     """
     wanted = [index % len(vit.blocks) for index in blocks]
     outputs: dict[int, Tensor] = {}
-    x = embed_tokens(vit, images)
+    x = embed_tokens(vit, images, timestamps=timestamps)
     for index, block in enumerate(vit.blocks):
-        x = _run(vit, [block], x)
+        x = run_blocks(vit, [block], x)
         if index in wanted:
             outputs[index] = vit.norm(x) if norm else x
     return [outputs[index] for index in wanted]

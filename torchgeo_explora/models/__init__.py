@@ -24,7 +24,9 @@ from torchgeo_explora.models.builders import (
     explora_vit_small,
 )
 from torchgeo_explora.models.explora_vit import DINOv2VisionTransformer
+from torchgeo_explora.models.group_channel_vit import GroupChannelViT
 from torchgeo_explora.models.registry import find_weights, register_with_torchgeo
+from torchgeo_explora.models.temporal_vit import TemporalViT
 from torchgeo_explora.models.weights import (
     ViTBase14_DINOv2_ExPLoRA_Weights,
     ViTBase14_DINOv2_Natural_Weights,
@@ -37,7 +39,9 @@ __all__ = [
     'Checkpoint',
     'Conversion',
     'DINOv2VisionTransformer',
+    'GroupChannelViT',
     'LoadReport',
+    'TemporalViT',
     'ViTBase14_DINOv2_ExPLoRA_Weights',
     'ViTBase14_DINOv2_Natural_Weights',
     'ViTLarge14_DINOv2_ExPLoRA_Weights',

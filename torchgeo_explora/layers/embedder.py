@@ -1,0 +1,90 @@
+"""What a vision transformer must answer that makes its tokens in a way of its own.
+
+Plain models have one token a patch. A group-channel model has one a patch and group of bands, a
+temporal one a patch and date: *copies* of the same patch grid, one copy after the other, each in
+row-major order. Everything else (masks, probes, decoders) works with this interface alone.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from torchgeo_explora._typing import GridSize
+
+
+class TokenEmbedder(ABC):
+    """Mixin of vision transformers that embed their images themselves."""
+
+    @abstractmethod
+    def token_grid(self, images: Float[Tensor, 'b *axes h w']) -> GridSize:
+        """Return the patch grid of one copy.
+
+        Args:
+            images: Normalised images, as the model takes them.
+
+        Raises:
+            ImageError: If the model cannot take them.
+        """
+
+    @abstractmethod
+    def token_copies(self, images: Float[Tensor, 'b *axes h w']) -> int:
+        """Return how many tokens a patch has: groups of bands, or dates."""
+
+    @abstractmethod
+    def embed_all(self, images: Float[Tensor, 'b *axes h w']) -> Float[Tensor, 'b tokens dim']:
+        """Embed every patch of every copy, without positions."""
+
+    @abstractmethod
+    def embed_kept(
+        self, images: Float[Tensor, 'b *axes h w'], keep: Int[Tensor, 'b kept']
+    ) -> Float[Tensor, 'b kept dim']:
+        """Embed some patches, without positions, reading no other patch.
+
+        Args:
+            images: Normalised images.
+            keep: Numbers of tokens, from 0 to copies x patches - 1.
+        """
+
+    @abstractmethod
+    def token_positions(
+        self,
+        grid: GridSize,
+        index: Int[Tensor, 'rows n'],
+        timestamps: Float[Tensor, 'b dates 3'] | None,
+    ) -> Float[Tensor, 'rows2 n dim']:
+        """Return the encodings of tokens: where, and which copy.
+
+        Args:
+            grid: Of one copy.
+            index: Numbers of tokens; one row serves all images.
+            timestamps: Of the dates, where the copies are dates.
+        """
+
+    @abstractmethod
+    def class_position(self) -> Float[Tensor, '1 1 dim']:
+        """Return what is added to the class token when all tokens are encoded."""
+
+
+def embed_patches(
+    conv: nn.Conv2d,
+    images: Float[Tensor, 'b c h w'],
+    rows: Int[Tensor, ' n'],
+    cells: Int[Tensor, ' n'],
+) -> Float[Tensor, 'n dim']:
+    """Apply a patch embedding to some patches only: equal to gathering from its output.
+
+    Args:
+        conv: Convolution with a stride of its kernel's size.
+        images: The images.
+        rows: Which image each patch is of.
+        cells: Which patch of it, in row-major order.
+    """
+    height, width = conv.kernel_size
+    columns = images.shape[3] // width
+    # a view of tiles: only the pixels of the wanted ones are copied
+    tiles = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (b, c, gh, p, gw, q)
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5)
+    pixels = tiles[rows, cells // columns, cells % columns]  # (n, c, p, q)
+    return F.linear(pixels.flatten(1), conv.weight.flatten(1), conv.bias)
