@@ -2,6 +2,14 @@
 
 from ._sampler import ResumableSampler
 from .eurosat import EuroSATRGBDataModule
+from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
 from .folder import FolderDataModule
 
-__all__ = ['EuroSATRGBDataModule', 'FolderDataModule', 'ResumableSampler']
+__all__ = [
+    'EuroSATRGBDataModule',
+    'FMoWRGBDataModule',
+    'FMoWSentinelDataModule',
+    'FMoWTemporalDataModule',
+    'FolderDataModule',
+    'ResumableSampler',
+]

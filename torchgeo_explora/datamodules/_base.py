@@ -4,9 +4,10 @@ from torch.utils.data import DataLoader
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoDataset
 
+from torchgeo_explora.datasets._fmow import FMoW
 from torchgeo_explora.errors import ConfigError
 
-from ._sampler import ResumableLoader, ResumableSampler, Sample
+from ._sampler import Passes, ResumableLoader, ResumableSampler, Sample
 
 
 class ImageDataModule(NonGeoDataModule):
@@ -70,6 +71,7 @@ class ImageDataModule(NonGeoDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Full batches in the resumable order."""
         dataset = self._valid_attribute('train_dataset', 'dataset')
+        drawn = isinstance(dataset, FMoW)
         rank, world = (
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )
@@ -77,9 +79,11 @@ class ImageDataModule(NonGeoDataModule):
         if steps is None:
             steps = max(len(dataset) // (self.batch_size * world), 1)
         sampler = ResumableSampler(
-            len(dataset), self.seed, steps * self.batch_size, self._samples_taken, rank, world
-        )
-        return ResumableLoader(dataset, sampler, self.batch_size, self.num_workers)
+            len(dataset), self.seed, steps * self.batch_size, self._samples_taken, rank, world,
+            keys=drawn,
+        )  # fmt: skip
+        samples = Passes(dataset) if drawn else dataset
+        return ResumableLoader(samples, sampler, self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:  # type: ignore[override]
         """Labelled images in a fixed order; an empty list where there are none."""
@@ -88,3 +92,9 @@ class ImageDataModule(NonGeoDataModule):
     def test_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:  # type: ignore[override]
         """Labelled test images in a fixed order; an empty list where there are none."""
         return [] if self.test_dataset is None else self._dataloader_factory('test')
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Images in a fixed order: those set up for it, else of the test, validation, training."""
+        sets = (self.predict_dataset, self.test_dataset, self.val_dataset, self.train_dataset)
+        dataset = next(dataset for dataset in sets if dataset is not None)
+        return DataLoader(dataset, self.batch_size, num_workers=self.num_workers)

@@ -7,6 +7,7 @@ the number of batches that were processed.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -18,10 +19,13 @@ type Sample = dict[str, Tensor]
 """A sample, or a batch of them."""
 
 
-def shuffled(length: int, seed: int, start: int, stop: int, step: int = 1) -> Iterator[int]:
+def shuffled(
+    length: int, seed: int, start: int, stop: int, step: int = 1, keys: bool = False
+) -> Iterator[int]:
     """Entries ``start, start + step, ... < stop`` of an endless sequence of permutations.
 
-    Entry p is ``permutation(seed, p // length)[p % length]``.
+    Entry p is ``permutation(seed, p // length)[p % length]``. With ``keys`` the number of its pass,
+    ``p // length``, times the length is added, from which :class:`Passes` learns of the pass.
 
     Args:
         length: Number of samples in the data set.
@@ -29,16 +33,17 @@ def shuffled(length: int, seed: int, start: int, stop: int, step: int = 1) -> It
         start: First position.
         stop: Position before which to end.
         step: Distance between positions, above 1 where ranks share the sequence.
+        keys: Whether to add the pass.
 
     Yields:
-        Sample indexes from 0 to ``length - 1``.
+        Sample indexes from 0 to ``length - 1``, plus ``length`` for every pass with ``keys``.
     """
     epoch, order = -1, np.empty(0, dtype=np.int64)
     for position in range(start, stop, step):
         if position // length != epoch:
             epoch = position // length
             order = np.random.default_rng([seed, epoch]).permutation(length)
-        yield int(order[position % length])
+        yield int(order[position % length]) + (epoch * length if keys else 0)
 
 
 class _Positions(Dataset[int]):
@@ -52,6 +57,39 @@ class _Positions(Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
+
+
+class DrawnDataset(Protocol):
+    """A data set that draws something, anew in every pass over it."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int, epoch: int) -> Sample:
+        """Sample ``index`` as it is drawn in pass ``epoch``."""
+        ...
+
+
+class Passes(Dataset[Sample]):
+    """Hands the number of the pass to a data set that draws something.
+
+    Loader workers live longer than an epoch and are told nothing but positions, so the sampler puts
+    the pass into these: key k stands for sample ``k % length`` in pass ``k // length``.
+
+    Args:
+        dataset: A data set with a method ``draw``.
+    """
+
+    def __init__(self, dataset: DrawnDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, key: int) -> Sample:
+        """The sample of a key."""
+        epoch, index = divmod(key, len(self.dataset))
+        return self.dataset.draw(index, epoch)
 
 
 class ResumableSampler(DistributedSampler[int]):
@@ -73,6 +111,7 @@ class ResumableSampler(DistributedSampler[int]):
         start: Samples that each rank has taken already, asked for whenever iteration begins.
         rank: This process's number; ranks take every ``world_size``-th position.
         world_size: Number of processes.
+        keys: Whether to yield keys of :class:`Passes` rather than indexes.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -86,6 +125,7 @@ class ResumableSampler(DistributedSampler[int]):
         start: int | Callable[[], int] = 0,
         rank: int = 0,
         world_size: int = 1,
+        keys: bool = False,
     ) -> None:
         if length < 1 or seed < 0 or not 0 <= rank < world_size:
             raise ConfigError(
@@ -97,14 +137,15 @@ class ResumableSampler(DistributedSampler[int]):
         self.total = max(length // world_size, 1) if total is None else total
         if self.total < 1:
             raise ConfigError(f'total is {total}: give at least one sample for each epoch.')
-        self.start = start
+        self.start, self.keys = start, keys
 
     def __iter__(self) -> Iterator[int]:
         """This rank's samples from where the run stands to the end of the epoch."""
         start = self.start() if callable(self.start) else self.start
         stop = (start // self.total + 1) * self.total
         world = self.num_replicas
-        return shuffled(self.length, self.seed, start * world + self.rank, stop * world, world)
+        first, last = start * world + self.rank, stop * world
+        return shuffled(self.length, self.seed, first, last, world, self.keys)
 
     def __len__(self) -> int:
         """Samples of a whole epoch on this rank."""

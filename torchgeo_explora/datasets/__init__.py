@@ -1,6 +1,22 @@
 """Data sets that TorchGeo has no place for; samples are dictionaries, as TorchGeo's are."""
 
+from ._bands import SATMAE_BANDS, SENTINEL2_BANDS, canonical_band, satmae_scale
+from ._crops import Cropping
+from .fmow_rgb import FMoWRGB
+from .fmow_sentinel import FMoWSentinel
+from .fmow_temporal import FMoWTemporal
 from .image_folder import ImageFolder
 from .synthetic import SyntheticScenes
 
-__all__ = ['ImageFolder', 'SyntheticScenes']
+__all__ = [
+    'SATMAE_BANDS',
+    'SENTINEL2_BANDS',
+    'Cropping',
+    'FMoWRGB',
+    'FMoWSentinel',
+    'FMoWTemporal',
+    'ImageFolder',
+    'SyntheticScenes',
+    'canonical_band',
+    'satmae_scale',
+]
