@@ -13,6 +13,9 @@ from torchgeo_explora.objectives.param_groups import clip_gradients, make_optimi
 from torchgeo_explora.objectives.presets import CropConfig
 from torchgeo_explora.transforms.multicrop import MultiCrop
 
+# Keeps the masks' draws apart from those of crops and stochastic depth, which share the seed
+MASKS = 1 << 62
+
 __all__ = [
     'clip_gradients',
     'make_multicrop',
@@ -83,7 +86,7 @@ def micro_batch(
         len(crops.global_),
         config.mask_probability,
         config.mask_ratio,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(seed ^ MASKS),
     )
     devices = [images.device] if images.device.type == 'cuda' else []
     with torch.random.fork_rng(devices), fast_attention(images.device, grid.area):
