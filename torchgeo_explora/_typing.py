@@ -19,3 +19,21 @@ class GridSize:
     def area(self) -> int:
         """Number of patches in the grid."""
         return self.height * self.width
+
+
+@dataclass(frozen=True)
+class PatchSize:
+    """Size of one patch in pixels.
+
+    Args:
+        height: Pixels from top to bottom.
+        width: Pixels from left to right.
+    """
+
+    height: int
+    width: int
+
+    @property
+    def area(self) -> int:
+        """Number of pixels in the patch."""
+        return self.height * self.width

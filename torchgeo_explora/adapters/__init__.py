@@ -1,6 +1,7 @@
 """Surgery on other people's vision transformers: adapt, merge, save."""
 
 from torchgeo_explora.adapters.config import ExPLoRAConfig, lora_finetuning
+from torchgeo_explora.adapters.decoder import apply_explora_to_decoder
 from torchgeo_explora.adapters.merge import blend, merge_lora, trained_in_full
 from torchgeo_explora.adapters.peft import save_peft
 from torchgeo_explora.adapters.state import (
@@ -20,6 +21,7 @@ __all__ = [
     'ExPLoRAConfig',
     'adapter_state_dict',
     'apply_explora',
+    'apply_explora_to_decoder',
     'base_fingerprint',
     'blend',
     'load_adapter',

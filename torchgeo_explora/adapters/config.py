@@ -32,7 +32,10 @@ class ExPLoRAConfig:
         train_registers: Whether register tokens train.
         train_patch_embed: Whether the patch embedding trains (for bands the model never saw).
         train_all: Train every weight of the encoder: the full pre-training the paper compares
-            with. Excludes LoRA, so ``rank`` must be 0.
+            with. Excludes LoRA, so ``rank`` must be 0. Encodings of groups of bands, which are
+            fixed in SatMAE, stay as they are.
+        train_channel_embed: Whether the encodings of groups of bands train (spec section K: the
+            paper trains them, SatMAE's code does not).
 
     Raises:
         ConfigError: If a value is not possible.
@@ -48,6 +51,7 @@ class ExPLoRAConfig:
     train_registers: bool = True
     train_patch_embed: bool = False
     train_all: bool = False
+    train_channel_embed: bool = False
 
     def __post_init__(self) -> None:
         """Check the values and turn lists, as YAML gives them, into tuples."""

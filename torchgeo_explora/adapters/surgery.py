@@ -31,6 +31,7 @@ class AdapterReport:
         unfrozen: Blocks trained in full.
         trained: Names of the parameters that train.
         frozen: Names of the parameters that do not.
+        part: What was adapted, for people: ``encoder`` or ``decoder``.
     """
 
     config: ExPLoRAConfig
@@ -40,13 +41,14 @@ class AdapterReport:
     unfrozen: tuple[str, ...]
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
+    part: str = 'encoder'
 
     def summary(self) -> str:
         """Return one line for people."""
         share = 100 * self.trainable_parameters / self.total_parameters
         unfrozen = ', '.join(self.unfrozen) if self.unfrozen else 'no block'
         return (
-            f'{self.trainable_parameters:,} of {self.total_parameters:,} encoder weights train '
+            f'{self.trainable_parameters:,} of {self.total_parameters:,} {self.part} weights train '
             f'({share:.1f} %): {unfrozen} in full, LoRA rank {self.config.rank} on '
             f'{len(self.wrapped)} layers'
         )
@@ -74,13 +76,14 @@ def apply_explora(
     _check_model(model)
     blocks = _block_indices(len(model.blocks), config)
     _check_rank(model, config)
+    _check_channels(model, config)
     model.requires_grad_(False)
     wrapped: list[str] = []
     for index, block in enumerate(model.blocks):
         if index in blocks or config.train_all:
             block.requires_grad_(True)
         elif config.rank > 0:
-            wrapped += [f'blocks.{index}.{n}' for n in _wrap_block(block, config, generator)]
+            wrapped += [f'blocks.{index}.{n}' for n in wrap_block(block, config, generator)]
     for part in _parts_in_full(model, config):
         part.requires_grad_(True)
     unfrozen = range(len(model.blocks)) if config.train_all else blocks
@@ -93,17 +96,26 @@ def _check_model(model: nn.Module) -> None:
             f'{type(model).__name__} cannot be adapted: ExPLoRA needs a timm VisionTransformer, '
             'for instance vit_small_patch14_dinov2.'
         )
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
-        raise ConfigError(
-            'The model has low-rank updates already: merge them with merge_lora before adapting '
-            'it again.'
-        )
+    check_unadapted(model)
     for index, block in enumerate(model.blocks):
         if not isinstance(getattr(getattr(block, 'attn', None), 'qkv', None), nn.Linear):
             raise ConfigError(
                 f'Block {index} of the model has no fused attn.qkv linear layer: use a plain '
                 'timm VisionTransformer (vit_*), not a parallel or rotary variant.'
             )
+
+
+def check_unadapted(model: nn.Module) -> None:
+    """Check that a model has no low-rank updates yet.
+
+    Raises:
+        ConfigError: If it has.
+    """
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ConfigError(
+            'The model has low-rank updates already: merge them with merge_lora before adapting '
+            'it again.'
+        )
 
 
 def _block_indices(depth: int, config: ExPLoRAConfig) -> tuple[int, ...]:
@@ -126,10 +138,32 @@ def _check_rank(model: VisionTransformer, config: ExPLoRAConfig) -> None:
         )
 
 
-def _wrap_block(
+def _check_channels(model: VisionTransformer, config: ExPLoRAConfig) -> None:
+    if config.train_channel_embed and not list(_channel_encodings(model)):
+        raise ConfigError(
+            f'train_channel_embed is on, but {type(model).__name__} has no encodings of groups of '
+            'bands: switch it off, or use a group-channel model.'
+        )
+
+
+def _channel_encodings(model: VisionTransformer) -> Iterator[nn.Parameter]:
+    """Yield what encodes groups of bands, under SatMAE's name for it."""
+    yield from (p for n, p in model.named_parameters(recurse=False) if n == 'channel_embed')
+
+
+def wrap_block(
     block: nn.Module, config: ExPLoRAConfig, generator: torch.Generator | None
 ) -> Iterator[str]:
-    """Replace the targeted linear layers of a block; yield their names."""
+    """Replace the targeted linear layers of a block, one for each name that is asked for.
+
+    Args:
+        block: A block with a fused ``attn.qkv``.
+        config: What gets low-rank updates, of what rank.
+        generator: Source of the down-projections' random values.
+
+    Yields:
+        Names of the layers that were replaced.
+    """
     attn, mlp = block.get_submodule('attn'), block.get_submodule('mlp')
     qkv, proj = attn.get_submodule('qkv'), attn.get_submodule('proj')
     assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
@@ -172,6 +206,8 @@ def _parts_in_full(
         yield model.patch_embed
     if config.train_all and model.pos_embed is not None:
         yield model.pos_embed
+    if config.train_channel_embed:
+        yield from _channel_encodings(model)
 
 
 def _report(

@@ -6,6 +6,12 @@ from torchgeo_explora.layers.lora import LoRALinear, Segment
 from torchgeo_explora.layers.masking import MaskSpec, block_masks
 from torchgeo_explora.layers.pos_embed import resample_pos_embed
 from torchgeo_explora.layers.sincos import encode_times, sincos, sincos_grid, sincos_index
+from torchgeo_explora.layers.token_masks import (
+    TokenMask,
+    draw_noise,
+    mask_from_noise,
+    mask_from_shared_noise,
+)
 from torchgeo_explora.layers.tokens import (
     TokenSelection,
     embed_tokens,
@@ -26,8 +32,10 @@ __all__ = [
     'MaskSpec',
     'Segment',
     'TokenEmbedder',
+    'TokenMask',
     'TokenSelection',
     'block_masks',
+    'draw_noise',
     'embed_tokens',
     'encode',
     'encode_selected',
@@ -35,6 +43,8 @@ __all__ = [
     'encode_visible',
     'global_token',
     'intermediate_tokens',
+    'mask_from_noise',
+    'mask_from_shared_noise',
     'patch_grid',
     'patch_tokens',
     'resample_pos_embed',

@@ -279,20 +279,42 @@ def block_rows(
 
     A block that is not timm's standard one is evaluated in full and gathered from.
     """
-    gather = selection.index[..., None].expand(-1, -1, x.shape[-1])  # (b, slots, d)
+    if not _prunable(block) or _dropping(block.get_submodule('drop_path2')):
+        return block_slots(block, x, selection.index).flatten(0, 1)[selection.rows]
+    assert isinstance(block, Block)
+    rows = _attend_slots(block, x, selection.index).flatten(0, 1)[selection.rows]
+    out: Tensor = rows + block.ls2(block.mlp(block.norm2(rows)))  # (selected, d)
+    return out
+
+
+def block_slots(
+    block: nn.Module, x: Float[Tensor, 'b tokens dim'], index: Int[Tensor, 'b slots']
+) -> Float[Tensor, 'b slots dim']:
+    """Evaluate a pre-norm block at as many tokens of every image.
+
+    A block that is not timm's standard one is evaluated in full and gathered from.
+
+    Args:
+        block: The block.
+        x: All tokens: keys and values are of all of them.
+        index: Positions of the tokens wanted.
+    """
     if not _prunable(block):
         full: Tensor = block(x)
-        return full.gather(1, gather).flatten(0, 1)[selection.rows]
-    assert isinstance(block, Block) and isinstance(block.attn, Attention)
+        return full.gather(1, index[..., None].expand(-1, -1, full.shape[-1]))
+    assert isinstance(block, Block)
+    rows = _attend_slots(block, x, index)
+    out: Tensor = rows + block.drop_path2(block.ls2(block.mlp(block.norm2(rows))))
+    return out
+
+
+def _attend_slots(block: Block, x: Tensor, index: Tensor) -> Float[Tensor, 'b slots dim']:
+    """Do the first half of timm's ``Block.forward`` at some tokens."""
+    assert isinstance(block.attn, Attention)
+    gather = index[..., None].expand(-1, -1, x.shape[-1])  # (b, slots, d)
     y = block.norm1(x)
     rows: Tensor = _attend(block.attn, y, y.gather(1, gather))
-    rows = x.gather(1, gather) + block.drop_path1(block.ls1(rows))
-    if _dropping(block.drop_path2):  # drops whole images: needs the batch axis
-        rows = rows + block.drop_path2(block.ls2(block.mlp(block.norm2(rows))))
-        return rows.flatten(0, 1)[selection.rows]
-    rows = rows.flatten(0, 1)[selection.rows]  # (b, slots, d) -> (selected, d)
-    out: Tensor = rows + block.ls2(block.mlp(block.norm2(rows)))
-    return out
+    return x.gather(1, gather) + block.drop_path1(block.ls1(rows))
 
 
 def _dropping(path: nn.Module) -> bool:

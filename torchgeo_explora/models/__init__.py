@@ -25,6 +25,14 @@ from torchgeo_explora.models.builders import (
 )
 from torchgeo_explora.models.explora_vit import DINOv2VisionTransformer
 from torchgeo_explora.models.group_channel_vit import GroupChannelViT
+from torchgeo_explora.models.mae_decoder import (
+    DecoderSizes,
+    GroupChannelMAEDecoder,
+    MAEDecoder,
+    TemporalMAEDecoder,
+    TokenDecoder,
+    build_decoder,
+)
 from torchgeo_explora.models.registry import find_weights, register_with_torchgeo
 from torchgeo_explora.models.temporal_vit import TemporalViT
 from torchgeo_explora.models.weights import (
@@ -39,14 +47,20 @@ __all__ = [
     'Checkpoint',
     'Conversion',
     'DINOv2VisionTransformer',
+    'DecoderSizes',
+    'GroupChannelMAEDecoder',
     'GroupChannelViT',
     'LoadReport',
+    'MAEDecoder',
+    'TemporalMAEDecoder',
     'TemporalViT',
+    'TokenDecoder',
     'ViTBase14_DINOv2_ExPLoRA_Weights',
     'ViTBase14_DINOv2_Natural_Weights',
     'ViTLarge14_DINOv2_ExPLoRA_Weights',
     'ViTLarge14_DINOv2_Natural_Weights',
     'ViTSmall14_DINOv2_Natural_Weights',
+    'build_decoder',
     'convert_state_dict',
     'create_backbone',
     'describe_file',

@@ -2,6 +2,7 @@
 
 from torchgeo_explora.objectives.dinov2 import DINOv2Config, DINOv2Losses, DINOv2Objective
 from torchgeo_explora.objectives.ema import averaged_pairs, ema_update, shared_copy
+from torchgeo_explora.objectives.mae import MAEConfig, MAEObjective, MAEOutput
 from torchgeo_explora.objectives.presets import (
     PRESETS,
     CropConfig,
@@ -23,6 +24,9 @@ __all__ = [
     'DINOv2Config',
     'DINOv2Losses',
     'DINOv2Objective',
+    'MAEConfig',
+    'MAEObjective',
+    'MAEOutput',
     'OptimizationConfig',
     'Recipe',
     'Schedules',
