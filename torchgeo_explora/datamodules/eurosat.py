@@ -1,10 +1,14 @@
-"""Data module of EuroSAT in red, green and blue."""
+"""Data modules of EuroSAT, in red, green and blue and in all of its bands."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torchgeo.datasets import DatasetNotFoundError, EuroSAT, EuroSATSpatial
 
+from torchgeo_explora.datasets import SATMAE_BANDS, SENTINEL2_BANDS, satmae_scale
+from torchgeo_explora.datasets._bands import band_positions
 from torchgeo_explora.datasets._pixels import fit_square
 from torchgeo_explora.errors import ConfigError, ImageError
 
@@ -73,7 +77,7 @@ class EuroSATRGBDataModule(ImageDataModule):
         super().__init__(_SPLITS[split], batch_size, num_workers, seed, steps_per_epoch)
         self.root, self.image_size = Path(root), image_size
         self.download, self.checksum = download, checksum
-        self.num_channels = len(RGB_BANDS)
+        self.num_channels, self.bands = len(RGB_BANDS), list(RGB_BANDS)
         self._folder = FolderDataModule(
             root, image_size=image_size, batch_size=batch_size, seed=seed, with_labels=True,
             train_on_val=train_on_val, num_channels=self.num_channels, cache=cache,
@@ -131,3 +135,100 @@ class EuroSATRGBDataModule(ImageDataModule):
         """Digital numbers to [0, 1], in the size asked for."""
         image = sample['image'].div(RGB_MAXIMUM).clamp(0, 1)
         return sample | {'image': fit_square(image, self.image_size)}
+
+
+class EuroSATDataModule(ImageDataModule):
+    """EuroSAT's multi-spectral images, scaled to [0, 1] as SatMAE scales Sentinel-2.
+
+    Bands are chosen by name: EuroSAT's files hold B8A last and fMoW-Sentinel's hold it ninth, and
+    the same names give the same channels from both. Values are scaled with fMoW-Sentinel's
+    statistics, as a network pre-trained on it expects them, whatever EuroSAT's own are.
+
+    Args:
+        root: Folder of TorchGeo's :class:`~torchgeo.datasets.EuroSAT`.
+        bands: Names of the bands, in order, spelled ``B2`` or ``B02``.
+        split: TorchGeo's ``spatial`` split by longitude or its ``random`` one.
+        image_size: Side of the images in pixels; EuroSAT's is 64.
+        batch_size: Images of a batch (on each device).
+        num_workers: Processes that load images.
+        seed: Seed of the training order.
+        steps_per_epoch: Batches of an epoch; None for one pass over the images.
+        official_order: Take bands by the position that they have in fMoW-Sentinel's files, as the
+            official code does: B9, B12 and B8A then stand where B8A, B11 and B12 are meant. Only to
+            compare with numbers that were measured so.
+        download: Whether TorchGeo may download the images.
+        checksum: Whether TorchGeo checks what it downloaded.
+
+    Raises:
+        ConfigError: If an argument is not possible.
+        ImageError: In ``setup``, if the images are not there.
+
+    Attributes:
+        bands: Names of the channels, as they were given.
+    """
+
+    def __init__(
+        self,
+        root: str | Path = 'data',
+        bands: Sequence[str] = SATMAE_BANDS,
+        split: Literal['spatial', 'random'] = 'spatial',
+        image_size: int = 64,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        steps_per_epoch: int | None = None,
+        official_order: bool = False,
+        download: bool = False,
+        checksum: bool = True,
+    ) -> None:
+        if split not in _SPLITS:
+            raise ConfigError(f"split is {split!r}: give 'spatial' or 'random'.")
+        if image_size < 1:
+            raise ConfigError(f'image_size is {image_size}: give a number of pixels of at least 1.')
+        super().__init__(_SPLITS[split], batch_size, num_workers, seed, steps_per_epoch)
+        self.root, self.image_size = Path(root), image_size
+        self.download, self.checksum = download, checksum
+        self.bands, self.num_channels = list(bands), len(bands)
+        there = SENTINEL2_BANDS if official_order else EuroSAT.all_band_names
+        places = band_positions(there, self.bands, 'EuroSAT')
+        self.file_bands = tuple(EuroSAT.all_band_names[place] for place in places)
+        self._ready = False
+
+    def prepare_data(self) -> None:
+        """Download the images where this is asked for and needed, in one process only."""
+        if self.download:
+            for split in ('train', 'val', 'test'):
+                self._split(split)
+
+    def setup(self, stage: str) -> None:
+        """Find the images, once; all splits are there at every stage.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ImageError: If the images are not there.
+        """
+        if self._ready:
+            return
+        train = self._split('train')
+        self.train_dataset, self.classes = train, list(train.classes)
+        self.val_dataset, self.test_dataset = self._split('val'), self._split('test')
+        self._ready = True
+
+    def _split(self, split: Literal['train', 'val', 'test']) -> EuroSAT:
+        dataset_class = EuroSATSpatial if self.dataset_class is EuroSATSpatial else EuroSAT
+        try:
+            return dataset_class(
+                str(self.root), split, self.file_bands, self._scale, self.download, self.checksum
+            )
+        except DatasetNotFoundError as error:
+            raise ImageError(
+                f"{self.root} holds no EuroSAT of 13 bands: give the folder of TorchGeo's EuroSAT, "
+                'or download true.'
+            ) from error
+
+    def _scale(self, sample: Sample) -> Sample:
+        """Digital numbers to [0, 1], in the size asked for."""
+        scaled = torch.from_numpy(satmae_scale(sample['image'].numpy(), self.bands))
+        return sample | {'image': fit_square(scaled.float().div_(255), self.image_size)}

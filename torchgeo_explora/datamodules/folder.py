@@ -39,7 +39,7 @@ class FolderDataModule(ImageDataModule):
         num_workers: Processes that load images.
         seed: Seed of the training order, of the images held out and of the percentiles.
         steps_per_epoch: Batches of an epoch; None for one pass over the images.
-        bands: 1-based indexes or descriptions of the bands; None for all.
+        bands: 1-based indexes or names of the bands; None for all.
         mode: ``keep`` the bands, or ``rgb`` to repeat a single band three times.
         with_labels: Whether sub-folders are classes, see :class:`ImageFolder`.
         val_fraction: Share of each class for validation where no folder is given for it.
@@ -52,6 +52,12 @@ class FolderDataModule(ImageDataModule):
         min_size: Smallest side of an image in pixels, for example one patch.
         cache: ``ram`` to decode every image once.
         cache_dir: Where .zip files are unpacked to; None for a temporary folder.
+        band_names: Names of all bands of the files, in order, where the files do not name theirs.
+        unlabelled_val: Whether validation and test images may be without labels, for losses that
+            use none; a share of the training images is then held out like a single class.
+
+    Attributes:
+        bands: Names of the bands, once set up.
 
     Raises:
         ConfigError: If an argument is not possible.
@@ -78,6 +84,8 @@ class FolderDataModule(ImageDataModule):
         min_size: int = 1,
         cache: Literal['none', 'ram'] = 'none',
         cache_dir: str | Path | None = None,
+        band_names: Sequence[str] | None = None,
+        unlabelled_val: bool = False,
     ) -> None:
         super().__init__(ImageFolder, batch_size, num_workers, seed, steps_per_epoch)
         if not 0 < val_fraction < 1:
@@ -88,7 +96,10 @@ class FolderDataModule(ImageDataModule):
         self.options: dict[str, Any] = {
             'image_size': image_size, 'bands': bands, 'mode': mode, 'tile': tile,
             'min_size': min_size, 'cache': cache, 'cache_dir': cache_dir, 'seed': seed,
+            'band_names': band_names,
         }  # fmt: skip
+        self.unlabelled_val = unlabelled_val
+        self.bands: list[str] = []
         self._ready = False
 
     def setup(self, stage: str) -> None:
@@ -112,6 +123,7 @@ class FolderDataModule(ImageDataModule):
             **self.options,
         )
         self.num_channels, self.classes = train.num_channels, train.classes
+        self.bands = list(train.bands)
         self.train_dataset = train
         self.val_dataset = self._validation(root if split else None, train)
         has_test = split and (root / 'test').is_dir()
@@ -119,7 +131,7 @@ class FolderDataModule(ImageDataModule):
         self._ready = True
 
     def _validation(self, root: Path | None, train: ImageFolder) -> Dataset[Sample] | None:
-        """Labelled images for validation: a folder of their own, or a share of the training's."""
+        """Images for validation: a folder of their own, or a share of the training's."""
         if self.val_root is not None:
             folder = image_root(self.val_root, cache_dir=self.cache_dir)
             dataset = self._labelled(folder, train)
@@ -133,13 +145,16 @@ class FolderDataModule(ImageDataModule):
         for folder in [root / name for name in names if root is not None]:
             if folder.is_dir():
                 return self._labelled(folder, train)
-        return None if train.labels is None else self._share(train, train.labels)
+        if train.labels is None and not self.unlabelled_val:
+            return None
+        alike = torch.zeros(len(train), dtype=torch.int64)
+        return self._share(train, alike if train.labels is None else train.labels)
 
     def _labelled(self, folder: Path, train: ImageFolder) -> ImageFolder | None:
         """A folder read like the training images, or None if it has no labels."""
         dataset = ImageFolder(
             folder,
-            with_labels='auto' if train.classes is None else True,
+            with_labels=self._wants_labels(train),
             classes=train.classes,
             scale=None if train.scale.source == 'dtype' else (train.scale.low, train.scale.high),
             num_channels=train.num_channels,
@@ -152,7 +167,13 @@ class FolderDataModule(ImageDataModule):
             )
         if self.classes is None:
             self.classes = dataset.classes
-        return None if dataset.labels is None else dataset
+        return None if dataset.labels is None and not self.unlabelled_val else dataset
+
+    def _wants_labels(self, train: ImageFolder) -> Literal['auto'] | bool:
+        """Whether the folder of other images has to have class folders."""
+        if self.unlabelled_val and self.with_labels is False:
+            return False
+        return 'auto' if train.classes is None else True
 
     def _share(self, train: ImageFolder, labels: Tensor) -> Subset[Sample]:
         """A share of every class; the rest stays for training unless all is to be trained on."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from torchgeo_explora.errors import ConfigError, ImageError
 
+from ._bands import canonical_band
 from ._headers import ImageHeader, is_raster
 
 type Pixels = np.ma.MaskedArray[tuple[int, ...], np.dtype[np.generic]]
@@ -110,29 +111,46 @@ def drop_empty(
         return [window for window in windows if source.dataset_mask(window=window).any()]
 
 
-def select_bands(header: ImageHeader, bands: Sequence[int | str] | None) -> tuple[int, ...]:
-    """Indexes of bands that were asked for by 1-based index or by description.
+def select_bands(
+    header: ImageHeader,
+    bands: Sequence[int | str] | None,
+    band_names: Sequence[str] | None = None,
+) -> tuple[int, ...]:
+    """Indexes of bands that were asked for by 1-based index or by name.
 
     Args:
         header: An image.
-        bands: Indexes or descriptions; None for all bands but alpha.
+        bands: Indexes or names; None for all bands but alpha, or all that ``band_names`` names.
+            Sentinel-2's names may be spelled ``B2`` or ``B02``.
+        band_names: Names of all bands of the file, in order; None for its own descriptions.
 
     Returns:
         1-based indexes in the file.
 
     Raises:
-        ImageError: If the image has no such band.
+        ImageError: If the image has no such band, or not as many bands as there are names.
     """
+    names = header.names if band_names is None else tuple(band_names)
+    if len(names) != len(header.names):
+        raise ImageError(
+            f'{header.path} has {len(header.names)} bands, but band_names has {len(names)}, '
+            f'{list(names)}: name all bands of the files, in order.'
+        )
     if bands is None:
-        return header.indexes
+        return header.indexes if band_names is None else tuple(range(1, len(names) + 1))
     lookup: dict[int | str, int] = {}
-    for index, name in enumerate(header.names, start=1):
+    for index, name in enumerate(names, start=1):
         lookup |= {index: index, name: index} if name else {index: index}
-    missing = [band for band in bands if band not in lookup]
+    spelled = {
+        canonical_band(name): index for name, index in lookup.items() if isinstance(name, str)
+    }
+    lookup = {band: spelled.get(canonical_band(str(band)), 0) for band in bands} | lookup
+    missing = [band for band in bands if lookup[band] == 0]
     if missing:
         raise ImageError(
-            f'{header.path} has no band {missing[0]!r}; it has {sorted(lookup, key=str)}: '
-            'give 1-based indexes or descriptions from this list.'
+            f'{header.path} has no band {missing[0]!r}; it has '
+            f'{sorted((band for band in lookup if lookup[band]), key=str)}: give 1-based indexes '
+            'or descriptions from this list.'
         )
     return tuple(lookup[band] for band in bands)
 

@@ -69,8 +69,8 @@ class ImageFolder(NonGeoDataset):
         image_size: Side of the square images that come out: the shorter side is resized to it
             (bicubic, antialiased, only where it differs) and the centre cut out. None to leave
             images as they are.
-        bands: 1-based indexes or descriptions of the bands to read, in this order; None for all but
-            alpha.
+        bands: 1-based indexes or names of the bands to read, in this order; None for all but alpha.
+            Sentinel-2's names may be spelled ``B2`` or ``B02``.
         mode: ``keep`` the bands, or ``rgb``: a single band is repeated three times.
         extensions: File name extensions that count as images.
         with_labels: Whether the first-level sub-folders are classes. ``auto``: they are if every
@@ -87,6 +87,8 @@ class ImageFolder(NonGeoDataset):
         cache: ``ram`` decodes every image once, at construction: as 8 bits for 8-bit images (12 kB
             for 64x64 RGB), else as float32.
         cache_dir: Where a .zip file is unpacked to; None for a temporary folder.
+        band_names: Names of all bands of every file, in order, for files that do not name theirs;
+            None for the files' own descriptions.
         seed: Seed of the images that percentiles are taken from.
 
     Raises:
@@ -100,6 +102,7 @@ class ImageFolder(NonGeoDataset):
         classes: Names of the classes, or None.
         labels: int64 label of every sample, or None.
         num_channels: Bands of every sample.
+        bands: Name of every band, or its index where it has none.
         scale: Values that become 0 and 1, and where they come from.
         skipped: Why each unreadable file was left out.
         damaged: Why each file that could not be decoded was replaced.
@@ -122,21 +125,23 @@ class ImageFolder(NonGeoDataset):
         cache: Literal['none', 'ram'] = 'none',
         cache_dir: Path | str | None = None,
         seed: int = 0,
+        band_names: Sequence[str] | None = None,
     ) -> None:
         _check_arguments(image_size, mode, with_labels, cache, percentiles)
         self.root = image_root(root, extensions, cache_dir)
         self.image_size, self.mode, self.seed = image_size, mode, seed
         self.headers, self.skipped = read_headers(find_images(self.root, extensions))
         check_sizes(self.headers, min_size)
-        self._indexes = [select_bands(header, bands) for header in self.headers]
+        self._indexes = [select_bands(header, bands, band_names) for header in self.headers]
         kinds = [
             f'{_bands(self._channels(len(indexes)))} of {header.dtype}'
             for header, indexes in zip(self.headers, self._indexes, strict=True)
         ]
         check_alike(kinds, self.headers)
         self.num_channels = self._channels(len(self._indexes[0]))
+        self.bands = self._names(band_names)
         self._check_channels(num_channels)
-        self._say_what_is_left_out(alpha=bands is None)
+        self._say_what_is_left_out(alpha=bands is None and band_names is None)
         self.damaged: dict[Path, str] = {}
         side = tile if tile is None or image_size is None else max(tile, image_size)
         self.tiles = self._split(side)
@@ -234,6 +239,11 @@ class ImageFolder(NonGeoDataset):
 
     def _channels(self, bands: int) -> int:
         return 3 if self.mode == 'rgb' and bands == 1 else bands
+
+    def _names(self, band_names: Sequence[str] | None) -> tuple[str, ...]:
+        names = self.headers[0].names if band_names is None else tuple(band_names)
+        chosen = [names[index - 1] or str(index) for index in self._indexes[0]]
+        return tuple(chosen * (self.num_channels // len(chosen)))
 
     def _check_channels(self, expected: int | None) -> None:
         """Compare with the number of bands that the user needs."""

@@ -2,5 +2,16 @@
 
 from .multicrop import Crops, MultiCrop
 from .normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, Normalize
+from .spectral import SpectralAugmentation
+from .temporal import RandomResizedCrop
 
-__all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Crops', 'EvalTransform', 'MultiCrop', 'Normalize']
+__all__ = [
+    'IMAGENET_MEAN',
+    'IMAGENET_STD',
+    'Crops',
+    'EvalTransform',
+    'MultiCrop',
+    'Normalize',
+    'RandomResizedCrop',
+    'SpectralAugmentation',
+]
