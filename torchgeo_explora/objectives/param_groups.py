@@ -50,7 +50,7 @@ def _assign(
         if parameter.requires_grad:
             part: Part = 'unfrozen' if name.startswith(unfrozen) and unfrozen else 'backbone'
             # matrices decay; biases, norms, LayerScale and tokens do not
-            yield part, id(parameter) not in norms | tokens and _is_matrix(parameter), parameter
+            yield part, id(parameter) not in norms | tokens and is_matrix(parameter), parameter
     if objective.mask_token.requires_grad:
         yield 'backbone', False, objective.mask_token
     for head in objective.student_heads.values():
@@ -59,12 +59,13 @@ def _assign(
         for parameter in head.parameters():
             yield (
                 'prototypes' if id(parameter) in last else 'head',
-                _is_matrix(parameter),
+                is_matrix(parameter),
                 parameter,
             )
 
 
-def _is_matrix(parameter: nn.Parameter) -> bool:
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has at least two dimensions that are not 1, and so may decay."""
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
@@ -72,10 +73,21 @@ def make_optimizer(
     objective: DINOv2Objective, unfrozen: Sequence[str], config: OptimizationConfig
 ) -> torch.optim.AdamW:
     """Return AdamW over what trains; rates are set before every step by :func:`set_rates`."""
-    groups = parameter_groups(objective, unfrozen)
-    # on a CPU torch's default passes over memory ten times; on a GPU its default is fast
-    on_cpu = all(p.device.type == 'cpu' for p in objective.parameters())
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=on_cpu or None)
+    return adamw(parameter_groups(objective, unfrozen), config.betas)
+
+
+def adamw(groups: list[dict[str, object]], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """Return AdamW with rates of 0, the fast form of it on the groups' device.
+
+    Args:
+        groups: Groups of parameters with anything that the caller wants to find in them again.
+        betas: Of AdamW.
+    """
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas)
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    if all(p.device.type == 'cpu' for p in parameters):
+        # on a CPU torch's default passes over memory ten times; on a GPU its default is fast
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     # a fused step may take float16's loss scale out itself: too late for clipping before it
     optimizer._step_supports_amp_scaling = False
     return optimizer

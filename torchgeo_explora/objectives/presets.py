@@ -5,6 +5,7 @@ steps. A step is one micro-batch; the optimizer steps once every ``accumulate`` 
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -151,15 +152,32 @@ class Recipe:
         Raises:
             ConfigError: If no part has such a field.
         """
-        parts = {}
-        left = {name: value for name, value in values.items() if value is not None}
-        for name in ('adapter', 'objective', 'crops', 'optimization'):
-            part = getattr(self, name)
-            own = {f.name for f in dataclasses.fields(part)} & set(left)
-            parts[name] = dataclasses.replace(part, **{key: left.pop(key) for key in own})
-        if left:
-            raise ConfigError(f'A recipe has no field {", ".join(sorted(left))}.')
-        return dataclasses.replace(self, **parts)
+        return override_parts(self, PARTS, values)
+
+
+PARTS = ('adapter', 'objective', 'crops', 'optimization')
+
+
+def override_parts[R](recipe: R, parts: Sequence[str], values: Mapping[str, Any]) -> R:
+    """Return a recipe with some fields of its parts replaced.
+
+    Args:
+        recipe: A frozen dataclass whose parts are frozen dataclasses.
+        parts: Names of its parts.
+        values: Field names of any part; ``None`` leaves a field as it is.
+
+    Raises:
+        ConfigError: If no part has such a field.
+    """
+    left = {name: value for name, value in values.items() if value is not None}
+    new = {}
+    for name in parts:
+        part = getattr(recipe, name)
+        own = {f.name for f in dataclasses.fields(part)} & set(left)
+        new[name] = dataclasses.replace(part, **{key: left.pop(key) for key in own})
+    if left:
+        raise ConfigError(f'A recipe has no field {", ".join(sorted(left))}.')
+    return dataclasses.replace(recipe, **new)  # type: ignore[type-var]
 
 
 def recipe_fields() -> set[str]:

@@ -1,4 +1,4 @@
-"""Per-step schedules of DINOv2, as pure functions of the micro-batch index (spec section C.2)."""
+"""Per-step schedules, as pure functions of the micro-batch index (spec sections C.2 and D)."""
 
 import math
 from dataclasses import dataclass
@@ -57,3 +57,42 @@ def scaled_learning_rate(base: float, effective_batch: int) -> float:
         effective_batch: Images an optimizer step sees: batch x accumulation x ranks.
     """
     return base * math.sqrt(effective_batch / 1024)
+
+
+@dataclass(frozen=True)
+class HalfCosine:
+    """A linear ramp from zero, then half a cosine: the per-iteration schedule of MAE.
+
+    Unlike :class:`WarmupCosine` the ramp ends where the cosine begins, so that no value is held
+    twice (He et al. 2022, appendix A.1; spec section D).
+
+    Args:
+        peak: Value at the end of the ramp.
+        final: Value at ``total`` and after.
+        total: Micro-batches of the whole schedule.
+        warmup: Micro-batches of the ramp.
+    """
+
+    peak: float
+    final: float
+    total: int
+    warmup: int = 0
+
+    def __call__(self, step: int) -> float:
+        """Return the value at micro-batch ``step``, counted from 0."""
+        if step < self.warmup:
+            return self.peak * step / self.warmup
+        if step >= self.total:
+            return self.final
+        share = (step - self.warmup) / (self.total - self.warmup)
+        return self.final + 0.5 * (self.peak - self.final) * (1 + math.cos(math.pi * share))
+
+
+def linearly_scaled_learning_rate(base: float, effective_batch: int) -> float:
+    """Scale a learning rate given for 256 images by the batch, as MAE does (spec section D).
+
+    Args:
+        base: Rate for an effective batch of 256.
+        effective_batch: Images an optimizer step sees: batch x accumulation x ranks.
+    """
+    return base * effective_batch / 256
