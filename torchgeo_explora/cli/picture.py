@@ -1,47 +1,27 @@
 """One picture of a run: scores before and after, the way there, and what neighbours look like."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchgeo_explora._files import replacing
 from torchgeo_explora.cli.images import Sample, length
 from torchgeo_explora.cli.plan import Plan
 from torchgeo_explora.cli.run_folder import RunFolder
 from torchgeo_explora.cli.scoring import HEADLINE_K, Scores
 from torchgeo_explora.cli.training import Metrics, read_metrics
 from torchgeo_explora.objectives.probing import Features, load_features
+from torchgeo_explora.tasks._figures import INK, new_figure, save_png, tidy
 
-BEFORE, AFTER, RIGHT, WRONG, INK = '#9aa5b1', '#1769aa', '#2a9d4a', '#c8402f', '#333333'
+BEFORE, AFTER, RIGHT, WRONG = '#9aa5b1', '#1769aa', '#2a9d4a', '#c8402f'
 QUERIES, NEIGHBOURS = 4, 5
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure that needs no display."""
-    figure = Figure(figsize=(width, height), dpi=130, facecolor='white')
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_png(figure: Figure, path: Path) -> Path:
-    """Write a figure, whole or not at all.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format='png', bbox_inches='tight', pad_inches=0.15)
-    return path
 
 
 def draw_report(
@@ -79,13 +59,6 @@ def draw_report(
     draw_neighbours(figure, grid[1], dataset, base, adapted, plan.settings.seed)
     figure.suptitle(sentence.splitlines()[0], fontsize=13, color=INK, y=0.97)
     save_png(figure, folder.picture)
-
-
-def tidy(axes: Axes, title: str) -> None:
-    """Give axes a title and take away what nobody reads."""
-    axes.set_title(title, fontsize=10.5, loc='left', color=INK)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.tick_params(labelsize=8.5, colors=INK)
 
 
 def draw_bars(axes: Axes, before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -6,13 +6,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from torchgeo_explora.cli.picture import (
-    INK,
     draw_bars,
     draw_checks,
     draw_loss,
     draw_neighbours,
-    new_figure,
-    save_png,
     show_image,
 )
 from torchgeo_explora.cli.replay_base import Base
@@ -20,6 +17,7 @@ from torchgeo_explora.cli.run_folder import RunFolder
 from torchgeo_explora.cli.training import read_metrics
 from torchgeo_explora.datasets import SyntheticScenes
 from torchgeo_explora.objectives.probing import load_features
+from torchgeo_explora.tasks._figures import INK, new_figure, save_png
 
 
 def draw_replay(
