@@ -12,6 +12,7 @@ from torchvision.models._api import WeightsEnum
 from tests.models.official import TINY, published_encoder, shapes, tensors
 from torchgeo_explora.errors import ConfigError, WeightsError
 from torchgeo_explora.models import (
+    TemporalViT,
     ViTBase14_DINOv2_ExPLoRA_Weights,
     create_backbone,
     describe_file,
@@ -38,13 +39,23 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def _shape(model: torch.nn.Module, meta: dict[str, Any]) -> tuple[int, ...]:
+    chip = (meta['in_chans'], meta['img_size'], meta['img_size'])
+    return (2, 3, *chip) if isinstance(model, TemporalViT) else (2, *chip)
+
+
+def _times(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [torch.empty(2, 3, 3, device='meta')] if isinstance(model, TemporalViT) else []
+
+
 @pytest.mark.parametrize('member', MEMBERS, ids=str)
 def test_meta_describes_the_model(member: WeightsEnum) -> None:
     meta = member.meta
     with torch.device('meta'):
         model = timm.create_model(meta['model'], img_size=meta['img_size'], num_classes=0)
     assert sum(p.numel() for p in model.parameters()) == meta['parameters']
-    assert len(meta['bands']) == meta['in_chans'] == 3
+    assert len(meta['bands']) == meta['in_chans']
+    assert model(torch.empty(_shape(model, meta), device='meta'), *_times(model)).shape[0] == 2
     assert member.url.endswith('.pth')
     assert set(meta) >= {'dataset', 'publication', 'repo', 'ssl_method', 'licence'}
     assert find_weights(str(member)) is member
@@ -130,8 +141,10 @@ def test_torchgeo_knows_the_models(published: Path) -> None:
     assert models.get_weight(str(MEMBER)) is MEMBER
     assert set(ENTRIES) <= set(models.list_models())
     for name, entry in ENTRIES.items():
-        assert models.get_model_weights(name) is entry.weights
-        assert models.get_model_weights(entry.builder) is entry.weights
+        if entry.weights is not None:
+            assert models.get_model_weights(name) is entry.weights
+            assert models.get_model_weights(entry.builder) is entry.weights
+    assert all(models.get_weight(str(member)) is member for member in MEMBERS)
     model = models.get_model('explora_vit_base_patch14_dinov2', weights=MEMBER, **SMALL)
     assert model(torch.rand(1, 3, 28, 28)).shape == (1, 48)
     theirs = 'ViTSmall14_DINOv2_Weights.SENTINEL2_ALL_SOFTCON'

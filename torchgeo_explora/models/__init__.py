@@ -3,6 +3,7 @@
 Importing this sub-package registers the models with timm and, where it is installed, TorchGeo.
 """
 
+from torchgeo_explora.models._decoder_loading import DecoderReport, load_decoder
 from torchgeo_explora.models._describe import describe_file
 from torchgeo_explora.models._loading import (
     Checkpoint,
@@ -19,12 +20,19 @@ from torchgeo_explora.models.builders import (
     ENTRIES as _ENTRIES,
 )
 from torchgeo_explora.models.builders import (
+    explora_group_channel_vit_base,
+    explora_group_channel_vit_large,
+    explora_group_channel_vit_small,
+    explora_temporal_vit_base,
+    explora_temporal_vit_large,
+    explora_temporal_vit_small,
     explora_vit_base,
     explora_vit_large,
     explora_vit_small,
 )
 from torchgeo_explora.models.explora_vit import DINOv2VisionTransformer
 from torchgeo_explora.models.group_channel_vit import GroupChannelViT
+from torchgeo_explora.models.groups import SATMAE_BANDS, SENTINEL2_GROUPS, resolve_groups
 from torchgeo_explora.models.mae_decoder import (
     DecoderSizes,
     GroupChannelMAEDecoder,
@@ -36,17 +44,26 @@ from torchgeo_explora.models.mae_decoder import (
 from torchgeo_explora.models.registry import find_weights, register_with_torchgeo
 from torchgeo_explora.models.temporal_vit import TemporalViT
 from torchgeo_explora.models.weights import (
+    ViTBase8_GroupChannel_SatMAE_Weights,
     ViTBase14_DINOv2_ExPLoRA_Weights,
     ViTBase14_DINOv2_Natural_Weights,
+    ViTBase16_MAE_Natural_Weights,
+    ViTLarge8_GroupChannel_ExPLoRA_Weights,
+    ViTLarge8_GroupChannel_SatMAE_Weights,
     ViTLarge14_DINOv2_ExPLoRA_Weights,
     ViTLarge14_DINOv2_Natural_Weights,
+    ViTLarge16_MAE_Natural_Weights,
+    ViTLarge16_Temporal_SatMAE_Weights,
     ViTSmall14_DINOv2_Natural_Weights,
 )
 
 __all__ = [
+    'SATMAE_BANDS',
+    'SENTINEL2_GROUPS',
     'Checkpoint',
     'Conversion',
     'DINOv2VisionTransformer',
+    'DecoderReport',
     'DecoderSizes',
     'GroupChannelMAEDecoder',
     'GroupChannelViT',
@@ -55,23 +72,37 @@ __all__ = [
     'TemporalMAEDecoder',
     'TemporalViT',
     'TokenDecoder',
+    'ViTBase8_GroupChannel_SatMAE_Weights',
     'ViTBase14_DINOv2_ExPLoRA_Weights',
     'ViTBase14_DINOv2_Natural_Weights',
+    'ViTBase16_MAE_Natural_Weights',
+    'ViTLarge8_GroupChannel_ExPLoRA_Weights',
+    'ViTLarge8_GroupChannel_SatMAE_Weights',
     'ViTLarge14_DINOv2_ExPLoRA_Weights',
     'ViTLarge14_DINOv2_Natural_Weights',
+    'ViTLarge16_MAE_Natural_Weights',
+    'ViTLarge16_Temporal_SatMAE_Weights',
     'ViTSmall14_DINOv2_Natural_Weights',
     'build_decoder',
     'convert_state_dict',
     'create_backbone',
     'describe_file',
+    'explora_group_channel_vit_base',
+    'explora_group_channel_vit_large',
+    'explora_group_channel_vit_small',
+    'explora_temporal_vit_base',
+    'explora_temporal_vit_large',
+    'explora_temporal_vit_small',
     'explora_vit_base',
     'explora_vit_large',
     'explora_vit_small',
     'find_weights',
     'load_backbone',
+    'load_decoder',
     'read_checkpoint',
     'read_metadata',
     'register_with_torchgeo',
+    'resolve_groups',
     'save_backbone',
 ]
 

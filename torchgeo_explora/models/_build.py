@@ -11,11 +11,13 @@ from timm.models import split_model_name_tag
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
-from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.errors import ConfigError, ExploraError
+from torchgeo_explora.models._token_vit import TokenViT
 
 _ALLOWED = (
     'use a plain vision transformer of timm, for instance vit_small_patch14_dinov2, '
-    'vit_base_patch16_224 or explora_vit_base_patch14_dinov2'
+    'vit_base_patch16_224, explora_vit_base_patch14_dinov2 or '
+    'explora_group_channel_vit_base_patch8_96'
 )
 
 
@@ -40,7 +42,7 @@ def image_size(size: int | Sequence[int]) -> tuple[int, int]:
 def build_backbone(
     name: str,
     img_size: tuple[int, int] | None,
-    in_chans: int,
+    in_chans: int | None,
     seed: int | None,
     arguments: Mapping[str, Any],
 ) -> VisionTransformer:
@@ -50,7 +52,7 @@ def build_backbone(
         name: Name in timm's registry, with or without a tag.
         img_size: Height and width in pixels that position embeddings are made for; the model's
             own when not given.
-        in_chans: Bands.
+        in_chans: Bands; the model's own when not given.
         seed: Seed of the initialisation; the global generator when not given.
         arguments: Further arguments of the timm model.
 
@@ -58,11 +60,11 @@ def build_backbone(
         ConfigError: If the name is unknown, no plain vision transformer, or an argument is wrong.
     """
     check_name(name)
-    if in_chans < 1:
+    if in_chans is not None and in_chans < 1:
         raise ConfigError(f'in_chans is {in_chans}: images need at least one band.')
-    options = {'num_classes': 0, 'dynamic_img_size': True, 'in_chans': in_chans, **arguments}
-    if img_size is not None:
-        options['img_size'] = img_size
+    options = {'num_classes': 0, 'dynamic_img_size': True, **arguments}
+    sizes = {'img_size': img_size, 'in_chans': in_chans}
+    options |= {key: value for key, value in sizes.items() if value is not None}
     model = _create(name, seed, options)
     if not is_plain(model):
         raise _not_plain(name, model)
@@ -89,7 +91,12 @@ def check_name(name: str) -> None:
 
 
 def is_plain(model: torch.nn.Module) -> TypeGuard[VisionTransformer]:
-    """Whether a model is a vision transformer whose tokens are patches, a class and registers."""
+    """Whether a model is a vision transformer whose tokens are patches, a class and registers.
+
+    Patches may be those of groups of bands or of dates.
+    """
+    if isinstance(model, TokenViT):
+        return True
     if not isinstance(model, VisionTransformer) or isinstance(model, VisionTransformerDistilled):
         return False
     return isinstance(model.patch_embed, PatchEmbed)
@@ -101,19 +108,28 @@ def _create(name: str, seed: int | None, options: dict[str, Any]) -> torch.nn.Mo
             torch.manual_seed(seed)
         try:
             return timm.create_model(name, pretrained=False, **options)
+        except ExploraError:
+            raise
         except (TypeError, RuntimeError, ValueError, AssertionError) as error:
-            _check_plain(name)
+            model_class(name)
             given = ', '.join(f'{key}={value}' for key, value in options.items())
             raise ConfigError(
                 f'{name} cannot be built with {given} ({error}): correct the argument, or {_ALLOWED}.'
             ) from error
 
 
-def _check_plain(name: str) -> None:
+def model_class(name: str) -> type[VisionTransformer]:
+    """Return the class of a model.
+
+    Raises:
+        ConfigError: If the name is unknown or that of no plain vision transformer.
+    """
+    check_name(name)
     with torch.device('meta'):  # its class is asked for, not its tensors
         model = timm.create_model(name, pretrained=False)
     if not is_plain(model):
         raise _not_plain(name, model)
+    return type(model)
 
 
 def _not_plain(name: str, model: torch.nn.Module) -> ConfigError:

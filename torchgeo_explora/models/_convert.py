@@ -6,7 +6,7 @@ key of the model comes from the source or is listed as added. Nothing is passed 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,13 @@ from torchgeo_explora.models._architecture import (
     find_root,
 )
 from torchgeo_explora.models._checkpoint import flatten_tensors
+from torchgeo_explora.models._draft import Draft, fuse_qkv, refuse_unmerged
+from torchgeo_explora.models._start import start_anew
+from torchgeo_explora.models._token_vit import TokenViT
 
 MASK_TOKEN = 'mask_token'
 _HEAD = 'head.'
+_DECODER = 'decoder_embed.weight'
 # Keys that belong to the encoder: one that the model lacks means another architecture.
 _ENCODER = re.compile(
     r'(blocks|patch_embed|norm|norm_pre|fc_norm|attn_pool)\.|(cls|reg|dist)_token$|pos_embed$'
@@ -40,8 +44,6 @@ _LAYOUT = (
     (re.compile(r'\.mlp\.w3\.'), '.mlp.fc2.'),
     (re.compile(r'^register_tokens$'), 'reg_token'),
 )
-_SEPARATE = re.compile(r'^(blocks\.\d+\.attn\.)([qkv])(?:_proj)?\.(weight|bias)$')
-_LORA = re.compile(r'(^|[._])lora_')
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class Conversion:
         added: Keys of the model (and ``mask_token``) that the source does not have.
         changed: Key of the model -> what was done to its values.
         mask_token: The token (1, width) that replaces masked patches; zeros if it was added.
+        reasons: Key -> why it was added or dropped, where its name alone does not tell.
     """
 
     state: dict[str, Tensor]
@@ -63,28 +66,7 @@ class Conversion:
     added: tuple[str, ...]
     changed: dict[str, str]
     mask_token: Tensor
-
-
-@dataclass
-class _Draft:
-    """A conversion in the making: tensors under new keys, with the keys they came from."""
-
-    tensors: dict[str, Tensor]
-    origin: dict[str, tuple[str, ...]]
-    dropped: list[str] = field(default_factory=list)
-    changed: dict[str, str] = field(default_factory=dict)
-
-    def pop(self, key: str) -> tuple[Tensor, tuple[str, ...]]:
-        return self.tensors.pop(key), self.origin.pop(key)
-
-    def drop(self, key: str) -> None:
-        self.dropped.extend(self.pop(key)[1])
-
-    def put(self, key: str, tensor: Tensor, origin: tuple[str, ...]) -> None:
-        self.tensors[key], self.origin[key] = tensor, origin
-
-    def change(self, key: str, tensor: Tensor, what: str) -> None:
-        self.tensors[key], self.changed[key] = tensor, what
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def convert_state_dict(
@@ -93,6 +75,7 @@ def convert_state_dict(
     *,
     source: str = 'The state dict',
     source_grid: GridSize | None = None,
+    source_groups: Sequence[Sequence[int]] | None = None,
     adapt_bands: bool = True,
 ) -> Conversion:
     """Convert a state dict to the keys and shapes of a timm vision transformer.
@@ -105,23 +88,31 @@ def convert_state_dict(
     bands is adapted to another number as timm does it: the bands are repeated in order and
     scaled by 3 / bands, or summed for a single band.
 
+    A model with groups or dates starts from any of these whose blocks fit: patch embeddings,
+    positions and encodings that do not are dropped, and the model keeps its own, with the reason.
+
     Args:
         tensors: The source, nested or flat, with or without wrappers.
         model: The model to fit; it is not changed.
         source: Name for messages.
         source_grid: Grid of the source's position embeddings; square when not given.
+        source_groups: 0-based bands of the source's groups; those of the model when not given.
         adapt_bands: Whether a patch embedding of three bands is adapted to the model's bands.
 
     Raises:
         WeightsError: If the source is of another architecture or lacks a tensor.
     """
-    draft = _unwrap(flatten_tensors(tensors), source)
+    flat = flatten_tensors(tensors)
+    draft = Draft.under(flat, find_root(flat, source))
     _rename_layout(draft)
-    _refuse_unmerged(draft, source)
-    _fuse_qkv(draft)
+    refuse_unmerged(draft, source)
+    fuse_qkv(draft)
     found, wanted = architecture_of_tensors(draft.tensors), architecture_of(model)
-    if not found.fits(wanted):
+    several = isinstance(model, TokenViT)
+    if not (found.can_start(wanted) if several else found.fits(wanted)):
         raise _mismatch(source, found, wanted)
+    if isinstance(model, TokenViT):
+        start_anew(draft, model, source_groups)
     _split_class_position(draft, model)
     mask_token = _take_mask_token(draft, wanted.width)
     _drop_foreign(draft, model.state_dict())
@@ -132,18 +123,7 @@ def convert_state_dict(
     return _finish(draft, added, mask_token, wanted.width)
 
 
-def _unwrap(tensors: dict[str, Tensor], source: str) -> _Draft:
-    root = find_root(tensors, source)
-    draft = _Draft({}, {})
-    for key, tensor in tensors.items():
-        if key.startswith(root):
-            draft.put(key.removeprefix(root), tensor, (key,))
-        else:
-            draft.dropped.append(key)
-    return draft
-
-
-def _rename_layout(draft: _Draft) -> None:
+def _rename_layout(draft: Draft) -> None:
     for key in list(draft.tensors):
         new = key
         for pattern, replacement in _LAYOUT:
@@ -152,43 +132,7 @@ def _rename_layout(draft: _Draft) -> None:
             draft.put(new, *draft.pop(key))
 
 
-def _refuse_unmerged(draft: _Draft, source: str) -> None:
-    lora = [key for key in draft.tensors if _LORA.search(key)]
-    # The official code merges before it rebuilds the fused qkv that it saves beside q, k and v:
-    # with both present the factors are already part of the weights.
-    merged = any(_fused_key(key) in draft.tensors for key in draft.tensors)
-    if lora and not merged:
-        raise WeightsError(
-            f'{source} holds LoRA factors that are not merged ({lora[0]} and {len(lora) - 1} more): '
-            'merge them first, for instance with `torchgeo-explora export`.'
-        )
-    for key in lora:
-        draft.drop(key)
-
-
-def _fused_key(key: str) -> str | None:
-    match = _SEPARATE.match(key)
-    return None if match is None else f'{match[1]}qkv.{match[3]}'
-
-
-def _fuse_qkv(draft: _Draft) -> None:
-    groups: dict[str, dict[str, str]] = {}
-    for key in draft.tensors:
-        match = _SEPARATE.match(key)
-        if match is not None:
-            groups.setdefault(f'{match[1]}qkv.{match[3]}', {})[match[2]] = key
-    for fused, parts in groups.items():
-        if fused in draft.tensors or len(parts) < 3:
-            for key in parts.values():
-                draft.drop(key)
-        else:
-            taken = [draft.pop(parts[name]) for name in 'qkv']
-            origin = tuple(key for _, keys in taken for key in keys)
-            draft.put(fused, torch.cat([tensor for tensor, _ in taken]), origin)
-            draft.changed[fused] = 'fused from separate q, k and v'
-
-
-def _split_class_position(draft: _Draft, model: VisionTransformer) -> None:
+def _split_class_position(draft: Draft, model: VisionTransformer) -> None:
     """Add the class token's position to the token itself, as models with registers need it.
 
     timm's models with ``no_embed_class`` have positions for patches only.
@@ -202,22 +146,23 @@ def _split_class_position(draft: _Draft, model: VisionTransformer) -> None:
         draft.change('pos_embed', positions[:, 1:], 'the class position was moved to the token')
 
 
-def _take_mask_token(draft: _Draft, width: int) -> Tensor | None:
+def _take_mask_token(draft: Draft, width: int) -> Tensor | None:
     token = draft.tensors.get(MASK_TOKEN)
-    if token is None or token.numel() != width:  # that of an MAE decoder has the decoder's width
+    # that of an MAE decoder has the decoder's width, which may be the encoder's
+    if token is None or token.numel() != width or _DECODER in draft.tensors:
         return None
     del draft.tensors[MASK_TOKEN]  # its origin stays: the key is renamed, not dropped
     return token.reshape(1, width).float()
 
 
-def _drop_foreign(draft: _Draft, model_state: Mapping[str, Tensor]) -> None:
+def _drop_foreign(draft: Draft, model_state: Mapping[str, Tensor]) -> None:
     for key in list(draft.tensors):
         if key.startswith(_HEAD) or (key not in model_state and not _ENCODER.match(key)):
             draft.drop(key)
 
 
 def _fit_positions(
-    draft: _Draft, model: VisionTransformer, source: str, source_grid: GridSize | None
+    draft: Draft, model: VisionTransformer, source: str, source_grid: GridSize | None
 ) -> None:
     positions = draft.tensors.get('pos_embed')
     if positions is None or model.pos_embed is None:
@@ -233,7 +178,9 @@ def _fit_positions(
             'images that the weights were trained on, or use weights of square images.'
         )
     if grid != target:
-        resampled = resample_pos_embed(positions.float(), target, prefix, grid)
+        # MAE's and SatMAE's own way has no offset
+        offset = 0.0 if isinstance(model, TokenViT) else 0.1
+        resampled = resample_pos_embed(positions.float(), target, prefix, grid, offset)
         what = f'resampled from {grid.height} x {grid.width} to {target.height} x {target.width}'
         draft.change('pos_embed', resampled, f'{what} patches')
 
@@ -248,9 +195,9 @@ def _only_grid(count: int, target: GridSize) -> GridSize | None:
     return square if same is None else same
 
 
-def _fit_bands(draft: _Draft, bands: int, source: str) -> None:
-    weight = draft.tensors[ANCHOR]
-    if weight.shape[1] == bands:
+def _fit_bands(draft: Draft, bands: int, source: str) -> None:
+    weight = draft.tensors.get(ANCHOR)  # absent where there are groups, or another patch size
+    if weight is None or weight.shape[1] == bands:
         return
     if weight.shape[1] != 3:
         raise WeightsError(
@@ -261,9 +208,7 @@ def _fit_bands(draft: _Draft, bands: int, source: str) -> None:
     draft.change(ANCHOR, adapted, f'adapted from 3 bands to {bands}')
 
 
-def _missing(
-    draft: _Draft, model: VisionTransformer, source: str, adapted: bool
-) -> tuple[str, ...]:
+def _missing(draft: Draft, model: VisionTransformer, source: str, adapted: bool) -> tuple[str, ...]:
     state = model.state_dict()
     missing = [key for key in state if key not in draft.tensors]
     wrong = [key for key in draft.tensors if key not in state]
@@ -272,7 +217,7 @@ def _missing(
         for key, tensor in draft.tensors.items()
         if key in state and tensor.shape != state[key].shape and (adapted or key != ANCHOR)
     ]
-    heads = tuple(key for key in missing if key.startswith(_HEAD))
+    heads = tuple(key for key in missing if key.startswith(_HEAD) or key in draft.reasons)
     problems = [
         f'{len(keys)} {what} ({_some(keys)})'
         for what, keys in (
@@ -304,17 +249,15 @@ def _mismatch(source: str, found: Architecture, wanted: Architecture) -> Weights
 
 
 def _finish(
-    draft: _Draft, heads: tuple[str, ...], mask_token: Tensor | None, width: int
+    draft: Draft, heads: tuple[str, ...], mask_token: Tensor | None, width: int
 ) -> Conversion:
-    renamed = {
-        old: new for new, origin in draft.origin.items() for old in origin if old != new
-    }  # a fused tensor has several origins
     added = heads if mask_token is not None else (*heads, MASK_TOKEN)
     return Conversion(
         state=draft.tensors,
-        renamed=renamed,
+        renamed=draft.renamed(),
         dropped=tuple(draft.dropped),
         added=added,
         changed=draft.changed,
         mask_token=torch.zeros(1, width) if mask_token is None else mask_token,
+        reasons=draft.reasons,
     )

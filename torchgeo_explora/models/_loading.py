@@ -1,8 +1,7 @@
 """Build a vision transformer and load weights into it, strictly and with a full report."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora._typing import GridSize
 from torchgeo_explora.adapters.state import FORMAT as ADAPTER_FORMAT
 from torchgeo_explora.errors import WeightsError
-from torchgeo_explora.models._architecture import (
-    Architecture,
-    architecture_of,
-    architecture_of_tensors,
-    find_root,
+from torchgeo_explora.models._architecture import Architecture, architecture_of
+from torchgeo_explora.models._build import (
+    build_backbone,
+    check_divides,
+    image_size,
+    model_class,
 )
-from torchgeo_explora.models._build import build_backbone, check_divides, image_size
 from torchgeo_explora.models._checkpoint import (
     Checkpoint,
     flatten_tensors,
@@ -30,6 +28,7 @@ from torchgeo_explora.models._checkpoint import (
 from torchgeo_explora.models._convert import MASK_TOKEN, Conversion, convert_state_dict
 from torchgeo_explora.models._saving import save_backbone
 from torchgeo_explora.models._sources import open_weights
+from torchgeo_explora.models._stored import native_arguments, stored_grid, stored_groups
 
 __all__ = [
     'Checkpoint',
@@ -59,6 +58,7 @@ class LoadReport:
         dtypes: Number types of the source's tensors that were taken, for instance ``float16``.
         mask_token: The token (1, width) that replaces masked patches.
         metadata: Metadata of the file.
+        reasons: Key -> why it was added or dropped, where its name alone does not tell.
     """
 
     source: str | None
@@ -70,6 +70,7 @@ class LoadReport:
     dtypes: tuple[str, ...]
     mask_token: Tensor
     metadata: dict[str, str]
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
         """Describe the outcome, one line a point."""
@@ -78,25 +79,45 @@ class LoadReport:
         lines = [f'{self.source}: {self.architecture.describe()}.']
         lines += [f'Changed: {key} {what}.' for key, what in self.changed.items()]
         for what, keys in (('Dropped', self.dropped), ('Added', self.added)):
-            lines += [f'{what}: {", ".join(keys)}.'] if keys else []
+            lines += [f'{what}: {line}.' for line in by_reason(keys, self.reasons)]
         lines += [f'Renamed: {len(self.renamed)} keys.'] if self.renamed else []
         return '\n'.join(lines)
+
+
+def by_reason(keys: Iterable[str], reasons: Mapping[str, str]) -> list[str]:
+    """List keys, those of one reason together, with the reason.
+
+    Args:
+        keys: What is listed.
+        reasons: Key -> reason; a key without one is listed first.
+    """
+    groups: dict[str | None, list[str]] = {}
+    for key in sorted(keys, key=lambda key: key in reasons):
+        groups.setdefault(reasons.get(key), []).append(key)
+    return [
+        ', '.join(found) + ('' if reason is None else f' ({reason})')
+        for reason, found in groups.items()
+    ]
 
 
 def create_backbone(
     name: str,
     weights: str | Path | WeightsEnum | bool | None = None,
     img_size: int | tuple[int, int] | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     *,
     seed: int | None = None,
     **kwargs: Any,  # noqa: ANN401  # timm's own
 ) -> tuple[VisionTransformer, LoadReport]:
-    """Build any plain vision transformer of timm and load weights into it.
+    """Build a vision transformer, plain or of this package, and load weights into it.
 
     The model has no classifier, takes images of any size that divides into patches, and keeps
     the grid of position embeddings that the weights have, unless ``img_size`` asks for another:
     then they are resampled once, as DINOv2 does it.
+
+    A model with groups or dates (``explora_group_channel_vit_*``, ``explora_temporal_vit_*``) is
+    built with the groups, patches and bands that its own weights have, or starts from weights of
+    any vision transformer of its width and depth; the report says what was new and why.
 
     Args:
         name: Name of a timm model, stock or of this package, with or without a tag.
@@ -104,10 +125,11 @@ def create_backbone(
             name; a path, or a member of a weights enum or its name
             (``'ViTBase14_DINOv2_ExPLoRA_Weights.FMOW_RGB'``), loads those.
         img_size: Side, or height and width, in pixels, that position embeddings are stored for.
-        in_chans: Bands of the images; weights of three bands are adapted, see
-            :func:`convert_state_dict`.
+        in_chans: Bands of the images, by default those of the model (3 for plain ones); weights
+            of three bands are adapted, see :func:`convert_state_dict`.
         seed: Seed of the random initialisation; the global generator is used when not given.
-        **kwargs: Further arguments of the timm model, for instance ``drop_path_rate``.
+        **kwargs: Further arguments of the timm model, for instance ``drop_path_rate``, or
+            ``channel_groups`` (see :func:`resolve_groups`).
 
     Returns:
         The model in float32 and evaluation mode, and a report of every key.
@@ -118,8 +140,11 @@ def create_backbone(
     """
     checkpoint = open_weights(name, weights)
     asked = None if img_size is None else image_size(img_size)
-    size = _native_size(checkpoint) if asked is None else asked
-    model = build_backbone(name, size, in_chans, seed, kwargs)
+    native: dict[str, Any] = {}
+    if checkpoint is not None:
+        _refuse_adapter(checkpoint)
+        native = native_arguments(model_class(name), checkpoint, kwargs)
+    model = build_backbone(name, asked, in_chans, seed, {**native, **kwargs})
     if asked is not None:
         check_divides(model, asked)
     report = _random_report(model) if checkpoint is None else load_backbone(model, checkpoint)
@@ -150,7 +175,11 @@ def load_backbone(
         checkpoint = Checkpoint(flatten_tensors(source))
     _refuse_adapter(checkpoint)
     found = convert_state_dict(
-        checkpoint.tensors, model, source=checkpoint.source, source_grid=_stored_grid(checkpoint)
+        checkpoint.tensors,
+        model,
+        source=checkpoint.source,
+        source_grid=stored_grid(checkpoint),
+        source_groups=stored_groups(checkpoint),
     )
     _check_finite(found, checkpoint.source)
     heads = [key for key in found.added if key != MASK_TOKEN]
@@ -180,6 +209,7 @@ def _report(model: VisionTransformer, checkpoint: Checkpoint, found: Conversion)
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix('torch.') for tensor in taken})),
         mask_token=found.mask_token,
         metadata=checkpoint.metadata,
+        reasons=found.reasons,
     )
 
 
@@ -205,33 +235,3 @@ def _check_finite(found: Conversion, source: str) -> None:
             f'{source} holds values that are not finite in {len(broken)} tensors (first: '
             f'{broken[0]}): the training that wrote it diverged; use an earlier checkpoint.'
         )
-
-
-def _native_size(checkpoint: Checkpoint | None) -> tuple[int, int] | None:
-    """Size of the images in pixels that the weights' position embeddings are stored for."""
-    if checkpoint is None:
-        return None
-    _refuse_adapter(checkpoint)
-    root = find_root(checkpoint.tensors, checkpoint.source)
-    inner = {k.removeprefix(root): t for k, t in checkpoint.tensors.items() if k.startswith(root)}
-    found = architecture_of_tensors(inner)
-    grid = _stored_grid(checkpoint)
-    if grid is None:
-        grid = found.native_grid()
-    if grid is None:
-        return None
-    return grid.height * found.patch[0], grid.width * found.patch[1]
-
-
-def _stored_grid(checkpoint: Checkpoint) -> GridSize | None:
-    text = checkpoint.metadata.get('grid')
-    if text is None:
-        return None
-    try:
-        height, width = json.loads(text)
-        return GridSize(int(height), int(width))
-    except (TypeError, ValueError):
-        raise WeightsError(
-            f'{checkpoint.source} names its grid as {text}: it must be [height, width] in patches; '
-            'write the file again.'
-        ) from None

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 import torchgeo_explora
 from torchgeo_explora._files import write_tensors
 from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.models._stored import own_texts
 
 GENERATOR = 'torchgeo_explora'
 
@@ -26,8 +27,8 @@ def save_backbone(
         path: The file to write, ending in ``.safetensors``; an existing one is replaced.
         metadata: What the weights are: ``base`` (model and weights that were adapted), ``bands``,
             ``mean``, ``std``, ``size`` (pixels), ``config``. Strings are kept, other values become
-            JSON. ``format``, ``generator``, ``version`` and ``grid`` (patches, height and width)
-            are added.
+            JSON. ``format``, ``generator``, ``version``, ``grid`` (patches, height and width) and,
+            for a group-channel model, ``channel_groups`` and ``in_chans`` are added.
 
     Returns:
         The path written.
@@ -56,6 +57,4 @@ def _texts(metadata: Mapping[str, Any] | None) -> dict[str, str]:
 
 def _own_texts(model: VisionTransformer) -> dict[str, str]:
     own = {'format': 'pt', 'generator': GENERATOR, 'version': torchgeo_explora.__version__}
-    if model.pos_embed is not None:
-        own['grid'] = json.dumps(list(model.patch_embed.grid_size))
-    return own
+    return own | own_texts(model)

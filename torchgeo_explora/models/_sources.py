@@ -13,6 +13,7 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.errors import ConfigError, WeightsError
 from torchgeo_explora.models._build import check_name, is_plain
 from torchgeo_explora.models._checkpoint import Checkpoint, read_checkpoint
+from torchgeo_explora.models._stored import own_texts
 from torchgeo_explora.models.registry import find_weights
 
 _ENUM_NAME = re.compile(r'^[A-Za-z]\w*_Weights\.[A-Z0-9_]+$')
@@ -86,8 +87,7 @@ def _timm_weights(name: str) -> Checkpoint:
         ) from error
     if not is_plain(model):
         raise ConfigError(f'{name} is a {type(model).__name__}: use a plain vision transformer.')
-    grid = list(model.patch_embed.grid_size)
-    return Checkpoint(_stock_state(model), {'grid': str(grid)}, f'timm weights of {name}')
+    return Checkpoint(_stock_state(model), own_texts(model), f'timm weights of {name}')
 
 
 def _stock_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
 """timm's dialect for vision transformers that have several tokens a patch."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
@@ -42,15 +42,23 @@ class TokenViT(TokenEmbedder, VisionTransformer):
         ConfigError: If an argument is not possible.
     """
 
+    kind: ClassVar[str]
+    """``group-channel`` or ``temporal``."""
+    extra_argument: ClassVar[str]
+    """Constructor's argument that sets ``extra_dim``."""
+    channel_groups: tuple[tuple[int, ...], ...] = ()
+    """0-based bands of every group, where bands are embedded in groups."""
+
     def __init__(
         self,
         extra_dim: int,
         **kwargs: Any,  # noqa: ANN401  # timm's own
     ) -> None:
         _check_fixed(type(self).__name__, kwargs)
-        # the weights are drawn once, below, when every parameter is there
+        # subclasses draw the weights, once every parameter is there
         super().__init__(**{**kwargs, 'weight_init': 'skip'})
-        self.weight_init_mode = kwargs.get('weight_init', '')
+        asked = kwargs.get('weight_init', '')
+        self.weight_init_mode = '' if asked == 'skip' else asked
         self.space_dim = self.embed_dim - extra_dim
         grid = native_grid(self)
         assert grid is not None, 'img_size is given'
@@ -226,22 +234,5 @@ def _fold(tokens: Tensor, grid: GridSize, copies: int) -> Tensor:
     """Average the copies of each patch and lay the patches out as a map."""
     patches = tokens.unflatten(1, (copies, grid.area)).mean(dim=1)  # (b, k*n, d) -> (b, n, d)
     folded = patches.unflatten(1, (grid.height, grid.width))
-    return folded.permute(0, 3, 1, 2).contiguous()  # (b, h, w, d) -> (b, d, h, w)
-
-
-def as_groups(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Return groups of band indices as tuples.
-
-    Raises:
-        ConfigError: If there is none, one is empty, or an index is negative or no whole number.
-    """
-    found = tuple(tuple(group) for group in groups)
-    wrong = [i for group in found for i in group if not isinstance(i, int) or i < 0]
-    repeated = [group for group in found if len(set(group)) < len(group)]
-    if not found or () in found or wrong or repeated:
-        raise ConfigError(
-            f'channel_groups is {[list(group) for group in found]}: give one or more groups, each '
-            'a list of different 0-based band indices, for instance [[0, 1, 2, 6], [3, 4, 5, 7], '
-            '[8, 9]]; resolve_groups makes them from band names.'
-        )
-    return found
+    out: Tensor = folded.permute(0, 3, 1, 2).contiguous()  # (b, h, w, d) -> (b, d, h, w)
+    return out

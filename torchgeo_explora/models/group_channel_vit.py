@@ -1,4 +1,9 @@
-"""SatMAE's group-channel vision transformer: tokens of each patch and group of bands."""
+"""SatMAE's group-channel vision transformer: tokens of each patch and group of bands.
+
+timm's entry points take images of the ten bands of Sentinel-2 that SatMAE keeps, unless
+``channel_groups`` names others. The group's part of a position embedding is SatMAE's 256 for ViT-B
+(a third) and ViT-L (a quarter); for ViT-S, which SatMAE does not have, it is 128 (a third).
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,6 +11,7 @@ from typing import Any, cast, final
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from torchgeo_explora._typing import GridSize
@@ -13,10 +19,18 @@ from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.layers.embedder import embed_patches
 from torchgeo_explora.layers.sincos import sincos_index
 from torchgeo_explora.layers.tokens import check_bands
-from torchgeo_explora.models._token_vit import Images, TokenViT, as_groups, check_split
+from torchgeo_explora.models._token_entry import (
+    EXPLORA,
+    SIZES,
+    ZENODO,
+    build_token_vit,
+    token_cfg,
+)
+from torchgeo_explora.models._token_vit import Images, TokenViT, check_split
+from torchgeo_explora.models.groups import as_groups, bands_needed
 
 # A list, because timm appends the registered names to it.
-__all__ = ['GroupChannelViT']
+__all__ = ['GroupChannelViT', 'default_cfgs']
 
 # Of the ten bands that SatMAE keeps of Sentinel-2 (without B1, B9, B10), in their order:
 # B2 B3 B4 B8 at 10 m, B5 B6 B7 B8A, and the short-wave infrared B11 B12 (Cong et al. 2022)
@@ -91,6 +105,9 @@ class GroupChannelViT(TokenViT):
     Raises:
         ConfigError: If the groups or an argument are not possible.
     """
+
+    kind = 'group-channel'
+    extra_argument = 'channel_embed_dim'
 
     def __init__(
         self,
@@ -200,11 +217,83 @@ class GroupChannelViT(TokenViT):
         return {*super().no_weight_decay(), 'channel_embed', 'channel_cls_embed'}
 
 
-def bands_needed(groups: Sequence[Sequence[int]]) -> int:
-    """Return the least number of bands of images that have all of the groups' bands."""
-    return 1 + max(index for group in groups for index in group)
-
-
 def _select(images: Tensor, bands: Sequence[int]) -> Tensor:
     # indexing with a list would copy it to the device every time
     return torch.stack([images[:, band] for band in bands], dim=1)
+
+
+def _cfg(url: str = '', explora: bool = False) -> dict[str, Any]:
+    # SatMAE's scaling gives values in [0, 1], and nothing else is done to them
+    return token_cfg(url, (10, 96, 96), (0.0,) * 10, (1.0,) * 10, explora)
+
+
+# timm reads this when a function below is registered, so it has to stand before them.
+default_cfgs = generate_default_cfgs(
+    {
+        'explora_group_channel_vit_small_patch8_96': _cfg(),
+        'explora_group_channel_vit_base_patch8_96.satmae_fmow_sentinel': _cfg(
+            f'{ZENODO}7338613/files/pretrain-vit-base-e199.pth'
+        ),
+        'explora_group_channel_vit_large_patch8_96.fmow_sentinel': _cfg(
+            f'{EXPLORA}explora_mae_multispectral/explora_mae_fmow_sentinel_encoder_only.pth',
+            explora=True,
+        ),
+        'explora_group_channel_vit_large_patch8_96.satmae_fmow_sentinel': _cfg(
+            f'{ZENODO}7338613/files/pretrain-vit-large-e199.pth'
+        ),
+    }
+)
+
+
+def _create(
+    size: str, channel_embed_dim: int, pretrained: bool, given: dict[str, Any]
+) -> GroupChannelViT:
+    defaults = {'patch_size': 8, 'channel_embed_dim': channel_embed_dim, **SIZES[size]}
+    groups = given.get('channel_groups', SATMAE_GROUPS)
+    # timm would take the number of bands from the configuration, whatever the groups
+    defaults['in_chans'] = bands_needed(as_groups(groups))
+    name = f'explora_group_channel_vit_{size}_patch8_96'
+    model = build_token_vit(GroupChannelViT, name, pretrained, defaults, given)
+    return cast('GroupChannelViT', model)  # or timm's wrapper, where only features are asked for
+
+
+@register_model
+def explora_group_channel_vit_small_patch8_96(
+    pretrained: bool = False,
+    **kwargs: Any,  # noqa: ANN401  # timm's own
+) -> GroupChannelViT:
+    """Group-channel ViT-S/8. There are no published weights of this size.
+
+    Args:
+        pretrained: Must stay False: there is nothing to download.
+        **kwargs: Arguments of :class:`GroupChannelViT`.
+    """
+    return _create('small', 128, pretrained, kwargs)
+
+
+@register_model
+def explora_group_channel_vit_base_patch8_96(
+    pretrained: bool = False,
+    **kwargs: Any,  # noqa: ANN401  # timm's own
+) -> GroupChannelViT:
+    """Group-channel ViT-B/8, pre-trained on fMoW-Sentinel by SatMAE.
+
+    Args:
+        pretrained: Whether to download the published weights.
+        **kwargs: Arguments of :class:`GroupChannelViT`.
+    """
+    return _create('base', 256, pretrained, kwargs)
+
+
+@register_model
+def explora_group_channel_vit_large_patch8_96(
+    pretrained: bool = False,
+    **kwargs: Any,  # noqa: ANN401  # timm's own
+) -> GroupChannelViT:
+    """Group-channel ViT-L/8, adapted to fMoW-Sentinel by ExPLoRA or pre-trained by SatMAE.
+
+    Args:
+        pretrained: Whether to download the published weights.
+        **kwargs: Arguments of :class:`GroupChannelViT`.
+    """
+    return _create('large', 256, pretrained, kwargs)

@@ -24,11 +24,11 @@ class Entry:
 
     Args:
         builder: Function that takes ``weights`` and builds the model.
-        weights: The enum of the model's weights.
+        weights: The enum of the model's weights; None where nobody published any.
     """
 
     builder: Builder
-    weights: type[WeightsEnum]
+    weights: type[WeightsEnum] | None
 
 
 def register_with_torchgeo(entries: Mapping[str, Entry]) -> bool:
@@ -46,7 +46,10 @@ def register_with_torchgeo(entries: Mapping[str, Entry]) -> bool:
     models, enums = tables
     for name, entry in entries.items():
         models[name] = entry.builder
-        enums[name] = enums[entry.builder] = entry.weights
+        if entry.weights is not None:
+            enums[name] = enums[entry.builder] = entry.weights
+    for enum in ENUMS:  # a model may have several, and get_weight looks through all
+        enums[enum.__name__] = enum
     return True
 
 

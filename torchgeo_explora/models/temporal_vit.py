@@ -1,8 +1,13 @@
-"""SatMAE's temporal vision transformer: tokens of each patch and date."""
+"""SatMAE's temporal vision transformer: tokens of each patch and date.
 
-from typing import Any, final
+The time's part of a position embedding is SatMAE's 384 for ViT-L. SatMAE has no smaller ones:
+ViT-B keeps 384 (half), ViT-S has 192 (half), as wide as in SatMAE's decoder.
+"""
+
+from typing import Any, cast, final
 
 import torch
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
 from torchgeo_explora._typing import GridSize
@@ -10,10 +15,15 @@ from torchgeo_explora.errors import ConfigError, ImageError
 from torchgeo_explora.layers.embedder import embed_patches
 from torchgeo_explora.layers.sincos import TIME_PARTS, encode_times
 from torchgeo_explora.layers.tokens import check_bands
+from torchgeo_explora.models._token_entry import SIZES, ZENODO, build_token_vit, token_cfg
 from torchgeo_explora.models._token_vit import Images, TokenViT, check_split
 
 # A list, because timm appends the registered names to it.
-__all__ = ['TemporalViT']
+__all__ = ['TemporalViT', 'default_cfgs']
+
+# Of fMoW-RGB's training images in [0, 1], as SatMAE publishes them
+FMOW_MEAN = (0.4182007, 0.4214799, 0.3991276)
+FMOW_STD = (0.2877428, 0.2754177, 0.2764018)
 
 
 @final
@@ -36,6 +46,9 @@ class TemporalViT(TokenViT):
     Raises:
         ConfigError: If an argument is not possible.
     """
+
+    kind = 'temporal'
+    extra_argument = 'time_embed_dim'
 
     def __init__(
         self,
@@ -134,3 +147,68 @@ class TemporalViT(TokenViT):
         assert self.pos_embed is not None, 'made by the constructor'
         first = self.pos_embed[:, :1]
         return torch.cat([first, first.new_zeros(1, 1, self.time_embed_dim)], dim=-1)
+
+
+def _cfg(url: str = '') -> dict[str, Any]:
+    return token_cfg(url, (3, 224, 224), FMOW_MEAN, FMOW_STD)
+
+
+# timm reads this when a function below is registered, so it has to stand before them.
+default_cfgs = generate_default_cfgs(
+    {
+        'explora_temporal_vit_small_patch16_224': _cfg(),
+        'explora_temporal_vit_base_patch16_224': _cfg(),
+        'explora_temporal_vit_large_patch16_224.satmae_fmow': _cfg(
+            f'{ZENODO}7369797/files/pretrain_fmow_temporal.pth'
+        ),
+    }
+)
+
+
+def _create(size: str, time_embed_dim: int, pretrained: bool, given: dict[str, Any]) -> TemporalViT:
+    defaults = {'patch_size': 16, 'time_embed_dim': time_embed_dim, **SIZES[size]}
+    name = f'explora_temporal_vit_{size}_patch16_224'
+    model = build_token_vit(TemporalViT, name, pretrained, defaults, given)
+    return cast('TemporalViT', model)  # or timm's wrapper, where only features are asked for
+
+
+@register_model
+def explora_temporal_vit_small_patch16_224(
+    pretrained: bool = False,
+    **kwargs: Any,  # noqa: ANN401  # timm's own
+) -> TemporalViT:
+    """Temporal ViT-S/16. There are no published weights of this size.
+
+    Args:
+        pretrained: Must stay False: there is nothing to download.
+        **kwargs: Arguments of :class:`TemporalViT`.
+    """
+    return _create('small', 192, pretrained, kwargs)
+
+
+@register_model
+def explora_temporal_vit_base_patch16_224(
+    pretrained: bool = False,
+    **kwargs: Any,  # noqa: ANN401  # timm's own
+) -> TemporalViT:
+    """Temporal ViT-B/16. There are no published weights of this size.
+
+    Args:
+        pretrained: Must stay False: there is nothing to download.
+        **kwargs: Arguments of :class:`TemporalViT`.
+    """
+    return _create('base', 384, pretrained, kwargs)
+
+
+@register_model
+def explora_temporal_vit_large_patch16_224(
+    pretrained: bool = False,
+    **kwargs: Any,  # noqa: ANN401  # timm's own
+) -> TemporalViT:
+    """Temporal ViT-L/16, pre-trained on fMoW-RGB by SatMAE.
+
+    Args:
+        pretrained: Whether to download the published weights.
+        **kwargs: Arguments of :class:`TemporalViT`.
+    """
+    return _create('large', 384, pretrained, kwargs)
