@@ -97,4 +97,4 @@ class ImageDataModule(NonGeoDataModule):
         """Images in a fixed order: those set up for it, else of the test, validation, training."""
         sets = (self.predict_dataset, self.test_dataset, self.val_dataset, self.train_dataset)
         dataset = next(dataset for dataset in sets if dataset is not None)
-        return DataLoader(dataset, self.batch_size, num_workers=self.num_workers)
+        return DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
