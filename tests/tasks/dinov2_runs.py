@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchgeo_explora.datamodules import FolderDataModule
 from torchgeo_explora.tasks import ExPLoRADINOv2
+from torchgeo_explora.tasks._pretraining import PretrainingTask
 
 SMALL: dict[str, Any] = {
     'model': 'test_vit', 'preset': 'small', 'eval_size': 32, 'rank': 4, 'prototypes': 24,
@@ -59,7 +60,7 @@ class SaveEveryBatch(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: object) -> None:
         task = arguments[0]
-        assert isinstance(task, ExPLoRADINOv2)
+        assert isinstance(task, PretrainingTask)
         trainer.save_checkpoint(self.folder / f'{task.micro_step}.ckpt')
 
 
@@ -68,7 +69,7 @@ class Report(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: object) -> None:
         task = arguments[0]
-        assert isinstance(task, ExPLoRADINOv2)
+        assert isinstance(task, PretrainingTask)
         loss = trainer.callback_metrics['train_loss'].item()
         if trainer.is_global_zero:
             print(json.dumps({'step': task.micro_step, 'loss': loss}), flush=True)  # noqa: T201

@@ -1,15 +1,21 @@
-"""Tasks and callbacks for ``torchgeo fit``, ``validate`` and ``test``."""
+"""Tasks and callbacks for ``torchgeo fit``, ``validate``, ``test`` and ``predict``."""
 
 from torchgeo_explora.tasks.callbacks import CollapseGuard, FeatureHealth, OnlineKNN
+from torchgeo_explora.tasks.curve import LossCurve
 from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
 from torchgeo_explora.tasks.knn import KNN
 from torchgeo_explora.tasks.linear_probe import LinearProbe
+from torchgeo_explora.tasks.mae import ExPLoRAMAE
+from torchgeo_explora.tasks.reconstructions import Reconstructions
 
 __all__ = [
     'KNN',
     'CollapseGuard',
     'ExPLoRADINOv2',
+    'ExPLoRAMAE',
     'FeatureHealth',
     'LinearProbe',
+    'LossCurve',
     'OnlineKNN',
+    'Reconstructions',
 ]

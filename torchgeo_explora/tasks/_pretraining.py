@@ -5,7 +5,7 @@ A *step* is one micro-batch; the optimizer steps at the end of a window of ``acc
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora._files import write_tensors
@@ -52,12 +52,10 @@ class PretrainingTask(BaseTask, ABC):
         accumulate: Micro-batches an optimizer step averages over.
         start: What blending goes back to; empty where the result is not blended.
         collapse_reason: Why training was stopped, set by the guard; None for a healthy run.
-        eval_transform: Resizes, crops and normalises a batch of images in [0, 1].
     """
 
-    ignore = ('weights',)
+    ignore: Sequence[str] = ('weights',)
     monitor = 'train_loss'
-    eval_transform: nn.Module
 
     def begin(self, steps: int | None, accumulate: int) -> None:
         """Stand at the beginning of a run.

@@ -5,12 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
+from torchgeo_explora._files import write_tensors
 from torchgeo_explora.adapters import ExPLoRAConfig, merge_lora, save_adapter
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import save_backbone
 
-MERGED, DELTA = 'explora.safetensors', 'adapter.safetensors'
+MERGED, DELTA, DECODER = 'explora.safetensors', 'adapter.safetensors', 'decoder.safetensors'
 
 
 def publish(
@@ -35,8 +37,25 @@ def publish(
     merged = save_backbone(
         merge_lora(model), folder / MERGED, {**metadata, 'config': json.loads(config.to_json())}
     )
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    return [merged, save_adapter(model, config, folder / DELTA, texts, trained)]
+    return [merged, save_adapter(model, config, folder / DELTA, as_texts(metadata), trained)]
+
+
+def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Return metadata as safetensors stores it: strings as they are, other values as JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
+def publish_decoder(decoder: nn.Module, folder: Path, metadata: Mapping[str, object]) -> Path:
+    """Write the merged decoder of a masked autoencoder under MAE's own names.
+
+    Args:
+        decoder: The adapted decoder; it is left as it is.
+        folder: Where ``decoder.safetensors`` goes.
+        metadata: As in :func:`publish`.
+    """
+    state = merge_lora(decoder).state_dict()
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    return write_tensors(folder / DECODER, tensors, {**as_texts(metadata), 'format': 'pt'})
 
 
 def normalization(

@@ -1,0 +1,126 @@
+"""Small M-ExPLoRA runs, in this process or as a script that can be killed or run on two ranks.
+
+As a script: ``python -m tests.tasks.mae_runs KIND ROOT OUT [--resume CHECKPOINT] [--devices N]``.
+It prints a line after every micro-batch and writes the weights of every rank at the end.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from timm.models import register_model
+from torchgeo.datamodules import BaseDataModule
+
+from tests.data.fmow_sentinel.data import write_sentinel
+from tests.data.fmow_temporal.data import write_temporal
+from tests.tasks.dinov2_runs import BATCH, Report, make_trainer, weights
+from tests.tasks.toy import images
+from torchgeo_explora.datamodules import (
+    FMoWSentinelDataModule,
+    FMoWTemporalDataModule,
+    FolderDataModule,
+)
+from torchgeo_explora.models import SATMAE_BANDS, GroupChannelViT, TemporalViT
+from torchgeo_explora.models._token_entry import build_token_vit
+from torchgeo_explora.tasks import ExPLoRAMAE
+
+TINY: dict[str, Any] = {
+    'img_size': 32, 'patch_size': 8, 'embed_dim': 32, 'depth': 3, 'num_heads': 2, 'num_classes': 0,
+}  # fmt: skip
+
+
+@register_model
+def tiny_group_channel_vit(pretrained: bool = False, **kwargs: Any) -> GroupChannelViT:  # noqa: ANN401
+    """SatMAE's groups in a small model."""
+    options = {**TINY, 'channel_embed_dim': 8}
+    model = build_token_vit(GroupChannelViT, 'tiny_group_channel_vit', pretrained, options, kwargs)
+    assert isinstance(model, GroupChannelViT)
+    return model
+
+
+@register_model
+def tiny_temporal_vit(pretrained: bool = False, **kwargs: Any) -> TemporalViT:  # noqa: ANN401
+    """Dates in a small model."""
+    options = {**TINY, 'time_embed_dim': 12}
+    model = build_token_vit(TemporalViT, 'tiny_temporal_vit', pretrained, options, kwargs)
+    assert isinstance(model, TemporalViT)
+    return model
+
+
+GROUPS = {
+    'visible_nir': ['B2', 'B3', 'B4', 'B8'],
+    'red_edge': ['B5', 'B6', 'B7', 'B8A'],
+    'swir': ['B11', 'B12'],
+}
+SMALL: dict[str, Any] = {
+    'preset': 'small', 'rank': 4, 'decoder_width': 32, 'decoder_depth': 2, 'decoder_heads': 2,
+    'decoder_rank': 2, 'image_size': 32, 'accumulate': 3, 'base_lr': 0.5, 'train_decoder_all': False,
+    'train_decoder_pred': True,
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    'plain': {'model': 'test_vit'},
+    'groups': {
+        'model': 'tiny_group_channel_vit', 'bands': list(SATMAE_BANDS), 'groups': GROUPS,
+        'mean': [0.0] * 10, 'std': [1.0] * 10, 'random_crop': False,
+    },
+    'dates': {'model': 'tiny_temporal_vit', 'random_crop': False},
+}  # fmt: skip
+BATCHES = 3  # of an epoch
+
+
+def make_root(kind: str, folder: Path) -> Path:
+    """Images for a kind of model: at least 12 for training."""
+    if kind == 'plain':
+        return images(folder, ('train', 'test'), 5)
+    if kind == 'groups':
+        return write_sentinel(folder)
+    return write_temporal(folder)
+
+
+def make_task(kind: str = 'plain', **arguments: Any) -> ExPLoRAMAE:  # noqa: ANN401
+    """A task that takes a fraction of a second a step."""
+    return ExPLoRAMAE(**{**SMALL, **KINDS[kind], **arguments})
+
+
+def make_data(kind: str, root: Path, **arguments: Any) -> BaseDataModule:  # noqa: ANN401
+    """Images without labels, three batches an epoch."""
+    options = {'image_size': 32, 'batch_size': BATCH, 'steps_per_epoch': BATCHES, **arguments}
+    if kind == 'plain':
+        return FolderDataModule(root, with_labels=False, **options)
+    if kind == 'groups':
+        return FMoWSentinelDataModule(root, train_scale=(0.2, 1.0), **options)
+    return FMoWTemporalDataModule(root, **options)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('kind', choices=KINDS)
+    parser.add_argument('root', type=Path)
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--resume', type=Path)
+    parser.add_argument('--devices', type=int, default=1)
+    parser.add_argument('--task', type=json.loads, default={})
+    options = parser.parse_args()
+    saver = ModelCheckpoint(
+        options.out / 'checkpoints', every_n_train_steps=1, save_top_k=-1, save_last=True
+    )
+    trainer = make_trainer(
+        options.out,
+        max_epochs=5,
+        callbacks=[saver, Report()],
+        enable_checkpointing=True,
+        devices=options.devices,
+        strategy='auto' if options.devices == 1 else 'ddp',
+    )
+    task = make_task(options.kind, **options.task)
+    resume = None if options.resume is None else str(options.resume)
+    trainer.fit(task, make_data(options.kind, options.root), ckpt_path=resume)
+    torch.save(weights(task), options.out / f'rank{trainer.global_rank}.pt')
+
+
+if __name__ == '__main__':
+    main()

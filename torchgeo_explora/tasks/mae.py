@@ -1,0 +1,347 @@
+"""M-ExPLoRA as a TorchGeo task: adapt a masked autoencoder to images of a new domain or sensor."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.layers.tokens import encode, global_token, patch_tokens
+from torchgeo_explora.models import GroupChannelViT, resolve_groups
+from torchgeo_explora.objectives.mae import MAEOutput
+from torchgeo_explora.objectives.mae_presets import (
+    MAERecipe,
+    get_mae_preset,
+    mae_learning_rate,
+    mae_recipe_fields,
+)
+from torchgeo_explora.objectives.mae_steps import (
+    clip_mae_gradients,
+    hidden_pixels,
+    mae_micro_batch,
+    make_mae_optimizer,
+    random_views,
+    set_mae_rates,
+)
+from torchgeo_explora.objectives.schedules import HalfCosine
+from torchgeo_explora.objectives.steps import step_seed
+from torchgeo_explora.tasks._autoencoder import build_autoencoder, find_channels
+from torchgeo_explora.tasks._pretraining import MicroBatch, PretrainingTask
+from torchgeo_explora.tasks._publish import normalization, publish, publish_decoder
+from torchgeo_explora.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
+
+
+class ExPLoRAMAE(PretrainingTask):
+    """Continue MAE pre-training with most weights frozen, for any bands or dates.
+
+    Batches hold ``image``, float32 (B, C, H, W) in [0, 1], or (B, T, C, H, W) with ``timestamps``
+    (B, T, 3) for a temporal model; cropping and normalisation happen here, on the device. The
+    model decides what is pre-trained: a plain vision transformer, one of groups of bands
+    (``explora_group_channel_vit_*``) or of dates (``explora_temporal_vit_*``). Every argument from
+    ``rank`` on replaces one number of the preset; ``None`` keeps the preset's.
+
+    Args:
+        model: Name of a timm vision transformer, of this package or any plain one.
+        weights: Where to start: ``True`` for the model's own weights, a file, an enum or its name;
+            ``None`` for random weights. What fits is loaded, also the decoder where there is one.
+        decoder_weights: Another file for the decoder.
+        preset: ``paper``, ``script``, ``sentinel``, ``temporal`` or ``small``, see
+            :mod:`torchgeo_explora.objectives.mae_presets`.
+        bands: Names of the images' bands, in their order.
+        groups: Names of the bands of each group, for a group-channel model; a band may be in
+            several. Without them the model keeps its own, which are Sentinel-2's.
+        in_channels: Number of bands; that of ``bands``, or the model's own, by default.
+        mean: Mean of each band in [0, 1]; ImageNet's when not given and there are 3 bands.
+        std: Standard deviation of each band.
+        pool: What ``predict`` returns: the ``mean`` patch, or the class ``token``, which no loss
+            of MAE acts on directly.
+        drop_path: Largest rate of stochastic depth in the encoder.
+        seed: Seed of the new weights, crops and masks.
+        grad_checkpointing: Recompute activations in the backward pass to save memory.
+        rank: Rank of the low-rank updates of the encoder.
+        unfreeze_blocks: Blocks of the encoder trained in full; the paper's [1, L] is ``[0, -1]``.
+        alpha: Numerator of the low-rank scale.
+        targets: What gets low-rank updates.
+        mlp_rank: Rank in the MLP.
+        train_norms: Whether the encoder's norms train.
+        train_cls_token: Whether the class token trains.
+        train_patch_embed: Whether patch embeddings train; by default the preset's choice, and
+            always where the checkpoint has none that fit as they are.
+        train_channel_embed: Whether the encoding of the groups trains.
+        train_all: Train the whole encoder instead.
+        decoder_width: Width of the decoder.
+        decoder_depth: Number of its blocks.
+        decoder_heads: Its attention heads.
+        prediction_order: ``satmae`` to go on from a decoder of SatMAE's checkpoints.
+        decoder_rank: Rank of the low-rank updates of the decoder.
+        decoder_alpha: Numerator of their scale.
+        train_decoder_norms: Whether the decoder's norms train.
+        train_decoder_pred: Whether predictions train; by default where they are new.
+        train_decoder_all: Train the whole decoder; by default where the checkpoint has none.
+        mask_ratio: Share of masked tokens, above 0 and below 1.
+        norm_pix_loss: Whether patches are normalised before they are compared.
+        masking: ``independent``, or ``shared`` by groups or dates.
+        image_size: Side of the images that the model sees, in pixels.
+        random_crop: Whether random parts of the images are seen; off where the data module cuts.
+        crop_scale: Range of the share of an image's area that is seen.
+        flip_p: Probability of a horizontal flip.
+        steps: Micro-batches of the run; as many as the trainer does where the preset has none.
+        accumulate: Micro-batches an optimizer step averages over.
+        base_lr: Learning rate for an effective batch of 256 images.
+        min_lr: Learning rate at the end.
+        warmup: Share of the run over which the rate rises.
+        weight_decay: Weight decay.
+        clip: Largest norm of all gradients; 0 for no clipping.
+
+    Raises:
+        ConfigError: If an argument is not possible.
+        WeightsError: If the weights cannot be read or do not fit.
+    """
+
+    ignore: Sequence[str] = ('weights', 'decoder_weights')
+
+    def __init__(
+        self,
+        model: str = 'vit_base_patch16_224',
+        weights: WeightsEnum | str | bool | None = None,
+        decoder_weights: str | None = None,
+        preset: Literal['paper', 'script', 'sentinel', 'temporal', 'small'] = 'paper',
+        bands: Sequence[str] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        in_channels: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        pool: Literal['mean', 'token'] = 'mean',
+        drop_path: float = 0.0,
+        seed: int = 0,
+        grad_checkpointing: bool = False,
+        rank: int | None = None,
+        unfreeze_blocks: Sequence[int] | None = None,
+        alpha: float | None = None,
+        targets: Sequence[str] | None = None,
+        mlp_rank: int | None = None,
+        train_norms: bool | None = None,
+        train_cls_token: bool | None = None,
+        train_patch_embed: bool | None = None,
+        train_channel_embed: bool | None = None,
+        train_all: bool | None = None,
+        decoder_width: int | None = None,
+        decoder_depth: int | None = None,
+        decoder_heads: int | None = None,
+        prediction_order: Literal['group', 'satmae'] | None = None,
+        decoder_rank: int | None = None,
+        decoder_alpha: float | None = None,
+        train_decoder_norms: bool | None = None,
+        train_decoder_pred: bool | None = None,
+        train_decoder_all: bool | None = None,
+        mask_ratio: float | None = None,
+        norm_pix_loss: bool | None = None,
+        masking: Literal['independent', 'shared'] | None = None,
+        image_size: int | None = None,
+        random_crop: bool | None = None,
+        crop_scale: tuple[float, float] | None = None,
+        flip_p: float | None = None,
+        steps: int | None = None,
+        accumulate: int | None = None,
+        base_lr: float | None = None,
+        min_lr: float | None = None,
+        warmup: float | None = None,
+        weight_decay: float | None = None,
+        clip: float | None = None,
+    ) -> None:
+        arguments = dict(locals())
+        overrides = {key: arguments[key] for key in mae_recipe_fields() & arguments.keys()}
+        self.recipe: MAERecipe = get_mae_preset(preset).override(**overrides)
+        self.channels = find_channels(bands, groups, in_channels)
+        if pool not in ('mean', 'token'):
+            raise ConfigError(f'pool is {pool!r}: use mean or token.')
+        self.weights, self.decoder_weights = weights, decoder_weights
+        self.begin(self.recipe.optimization.steps, self.recipe.optimization.accumulate)
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_models(self) -> None:
+        """Build encoder, decoder and transforms."""
+        hparams = self.hparams
+        self.parts = build_autoencoder(
+            hparams['model'],
+            self.weights,
+            self.decoder_weights,
+            self.recipe,
+            self.channels,
+            drop_path=hparams['drop_path'],
+            seed=hparams['seed'],
+            train_patch_embed=hparams['train_patch_embed'],
+        )
+        self.model = self.parts.objective
+        self.encoder.set_grad_checkpointing(hparams['grad_checkpointing'])
+        self.model.decoder.set_grad_checkpointing(hparams['grad_checkpointing'])
+        self.in_channels = input_bands(self.encoder)
+        self.mean = normalization(hparams['mean'], IMAGENET_MEAN, self.in_channels, 'mean')
+        self.std = normalization(hparams['std'], IMAGENET_STD, self.in_channels, 'std')
+        self.eval_transform = EvalTransform(self.recipe.views.image_size, self.mean, self.std)
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        """The network that is adapted."""
+        encoder: VisionTransformer = self.model.encoder
+        return encoder
+
+    def backbones(self) -> dict[str, VisionTransformer]:
+        """Return the network that online probes look at."""
+        return {'encoder': self.encoder}
+
+    def summaries(self) -> Iterator[str]:
+        """Say in words what the run starts from and what trains."""
+        return self.parts.summaries()
+
+    def forward(self, images: Tensor, timestamps: Tensor | None = None) -> Tensor:
+        """Return tokens (B, tokens, D) of normalised images."""
+        return encode(self.encoder, images, timestamps=timestamps)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over what trains; its rates are set before every step."""
+        return make_mae_optimizer(self.model, self.recipe.optimization)
+
+    def setup(self, stage: str) -> None:
+        """Compare the bands with those of the data module.
+
+        Raises:
+            ConfigError: If the data module delivers other bands, or the same in another order.
+        """
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        delivered = getattr(datamodule, 'bands', None)
+        if delivered is not None and self.channels.bands is not None:
+            check_bands(self.channels.bands, delivered)
+
+    def on_train_start(self) -> None:
+        """Do nothing where a run was done already."""
+        self.stop_when_done()
+
+    def learning_rate(self, batch_size: int) -> HalfCosine:
+        """Return the curve of this run.
+
+        Args:
+            batch_size: Images of a micro-batch on one device.
+        """
+        effective = self.effective_batch(batch_size)
+        return mae_learning_rate(self.recipe.optimization, self.run_length, effective)
+
+    def micro_batch(self, batch: dict[str, Any], window_start: int) -> MicroBatch:
+        """Cut, mask and evaluate, with randomness that depends on the step alone."""
+        seed = step_seed(self.hparams['seed'], self.micro_step, self.global_rank)
+        views = random_views(batch['image'], self.recipe.views, seed)
+        images = self.eval_transform.normalize(views)
+        output = mae_micro_batch(self.model, images, seed, batch.get('timestamps'))
+        rate = self.learning_rate(len(images))(window_start)
+        return MicroBatch(output.loss, {'lr': rate}, len(images))
+
+    def set_rates(self, optimizer: torch.optim.Optimizer, window_start: int, images: int) -> None:
+        """Set the rate of everything that trains."""
+        rate = self.learning_rate(images)(window_start)
+        set_mae_rates(optimizer, self.recipe.optimization, rate)
+
+    def after_optimizer_step(self, window_start: int, images: int) -> None:
+        """Nothing follows: there is no teacher."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip here, where float16's loss scale has been taken out of the gradients."""
+        clip_mae_gradients(self.model, self.recipe.optimization.clip)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return images of the model's size, normalised, for evaluation.
+
+        Args:
+            images: (B, C, H, W) or (B, T, C, H, W) in [0, 1].
+        """
+        flat: Tensor = self.eval_transform(images.flatten(0, -4))
+        prepared: Tensor = flat.unflatten(0, images.shape[:-3])
+        return prepared
+
+    def masked(self, images: Tensor, seed: int, timestamps: Tensor | None = None) -> MAEOutput:
+        """Mask prepared images with a seed of their own and predict what was masked.
+
+        Args:
+            images: From :meth:`prepare`.
+            seed: Draws the masks.
+            timestamps: Of the dates.
+        """
+        return mae_micro_batch(self.model, images, seed, timestamps)
+
+    def evaluate(self, batch: dict[str, Any], seed: int) -> dict[str, Tensor]:
+        """Return the loss, and the squared error of masked pixels in units of [0, 1]."""
+        images = self.prepare(batch['image'])
+        seed = step_seed(seed, 0, self.global_rank)
+        output = self.masked(images, seed, batch.get('timestamps'))
+        made = self.model.reconstruct(images, output)
+        hidden = hidden_pixels(self.model, images, output)
+        error = (made - images) * self.eval_transform.normalize.std[:, None, None]
+        return {'loss': output.loss, 'pixel_error': error[hidden].square().mean()}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log the losses of a batch, with masks that hang on its number alone."""
+        losses = {f'val_{name}': value for name, value in self.evaluate(batch, batch_idx).items()}
+        self.log_dict(losses, batch_size=len(batch['image']), sync_dist=True)
+
+    def embed(self, batch: dict[str, Any]) -> Tensor:
+        """Return the mean patch or the class token (B, D) of every image."""
+        tokens = self(self.prepare(batch['image']), batch.get('timestamps'))
+        if self.hparams['pool'] == 'token':
+            return global_token(self.encoder, tokens)
+        return patch_tokens(self.encoder, tokens).mean(dim=1)
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write merged weights, the delta and the decoder; return their paths.
+
+        Args:
+            folder: Where ``explora.safetensors``, ``adapter.safetensors`` and
+                ``decoder.safetensors`` go.
+        """
+        parts, channels = self.parts, self.channels
+        metadata = {
+            'base': self.hparams['model'],
+            'start': parts.encoder_source.source or 'random',
+            'method': 'M-ExPLoRA',
+            'micro_steps': self.micro_step,
+            'bands': channels.bands,
+            'groups': channels.groups,
+            'mean': self.mean,
+            'std': self.std,
+            'size': self.recipe.views.image_size,
+        }
+        known = {key: value for key, value in metadata.items() if value is not None}
+        config, trained = parts.encoder_report.config, parts.encoder_report.trained
+        paths = publish(self.encoder, config, folder, known, trained)
+        return [*paths, publish_decoder(self.model.decoder, folder, known)]
+
+
+def input_bands(encoder: VisionTransformer) -> int:
+    """Number of bands of the images that an encoder takes."""
+    embed = encoder.patch_embed
+    count: int = embed.in_chans if isinstance(encoder, GroupChannelViT) else embed.proj.in_channels
+    return count
+
+
+def check_bands(expected: Sequence[str], delivered: Sequence[object]) -> None:
+    """Check that a data module delivers the bands that a task expects, in their order.
+
+    Args:
+        expected: Names of the task's bands.
+        delivered: Names, or numbers, of the data module's; numbers are not compared.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    names = [band for band in delivered if isinstance(band, str)]
+    if len(names) < len(delivered):
+        return
+    order = resolve_groups(names, [list(expected)])[0] if names else ()
+    if order != tuple(range(len(names))):
+        raise ConfigError(
+            f'The data module delivers the bands {", ".join(names)}, the task expects '
+            f'{", ".join(expected)}: give both the same bands in the same order.'
+        )
