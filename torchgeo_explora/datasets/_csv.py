@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from torchgeo_explora.errors import ImageError
 
-CHUNK = 65_536
+CHUNK = 32_768
 """Rows that are held as Python strings at a time."""
 
 # Dates are UTC throughout; another offset is refused rather than taken for it.
@@ -69,21 +69,34 @@ def read_chunks(path: Path, columns: Sequence[Column]) -> Iterator[Chunk]:
     try:
         with path.open(encoding='utf-8-sig', newline='') as file:
             reader = csv.reader(file)
-            header = next(reader, [])
-            places = _places(path, header, columns)
-            last, number = max(places.values()), 2
-            while rows := list(islice(reader, CHUNK)):
-                kept = [(number + i, row) for i, row in enumerate(rows) if len(row) > last]
-                yield Chunk(
-                    {name: [row[place] for _, row in kept] for name, place in places.items()},
-                    [row for row, _ in kept],
-                    [number + i for i, row in enumerate(rows) if 0 < len(row) <= last],
-                )
-                number += len(rows)
+            places = _places(path, next(reader, []), columns)
+            yield from _pieces(reader, places)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ImageError(
             f'{path} cannot be read ({error}): give a comma-separated table in UTF-8.'
         ) from error
+
+
+def _pieces(rows: Iterator[list[str]], places: dict[str, int]) -> Iterator[Chunk]:
+    """Rows in pieces; each row is dropped as soon as its columns are taken.
+
+    Millions of rows held at a time would keep the garbage collector busy.
+    """
+    last, numbered = max(places.values()), enumerate(rows, start=2)
+    while True:
+        chunk = Chunk({name: [] for name in places}, [], [])
+        taken = [(chunk.columns[name], place) for name, place in places.items()]
+        number = 0
+        for number, row in islice(numbered, CHUNK):
+            if len(row) > last:
+                chunk.rows.append(number)
+                for column, place in taken:
+                    column.append(row[place])
+            elif row:
+                chunk.ragged.append(number)
+        if number == 0:
+            return
+        yield chunk
 
 
 def _places(path: Path, header: Sequence[str], columns: Sequence[Column]) -> dict[str, int]:

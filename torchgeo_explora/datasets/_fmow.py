@@ -3,7 +3,7 @@
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from torchgeo_explora.errors import ConfigError, ImageError
 
 from ._crops import Cropping, Draw, draw_crop
 from ._headers import READ_ERRORS, name_some
-from ._index import ImageIndex, spread
+from ._index import ImageIndex, PackedStrings, spread
 
 # Order of the labels in SatMAE's tables; the names are fMoW's (arXiv:1711.07846), sorted.
 CATEGORIES = (
@@ -268,23 +268,20 @@ def from_split(path: str) -> str | None:
     return None if match is None else match[1]
 
 
-def find_folder(
-    root: Path, forms: Iterable[Callable[[int], str]], count: int
-) -> tuple[int, Path] | None:
+def find_folder(root: Path, forms: Iterable[PackedStrings]) -> tuple[PackedStrings, Path] | None:
     """Find what paths are relative to, by looking for some of the files.
 
     Args:
         root: Folder of the data set.
-        forms: Functions from a position to a path; the first whose files are found is taken.
-        count: Number of positions.
+        forms: What the paths may be; the first of which a file is found is taken.
 
     Returns:
-        Position of the form and the folder, or None if no file was found.
+        The paths and the folder, or None if no file was found.
     """
-    for number, form in enumerate(forms):
-        paths = [form(position) for position in spread(count, PROBES)]
+    for form in forms:
+        paths = [form[position] for position in spread(len(form), PROBES)]
         for base in BASES:
             folder = root / base
             if any((folder / path).is_file() for path in paths):
-                return number, folder
+                return form, folder
     return None

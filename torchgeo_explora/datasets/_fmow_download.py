@@ -1,5 +1,7 @@
 """Download of fMoW-Sentinel from the Stanford Digital Repository."""
 
+import gzip
+import shutil
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -98,15 +100,18 @@ def unpack(archive: Path, root: Path) -> None:
     """
     partial = root / '.fmow-sentinel.partial'
     try:
-        with tarfile.open(archive, 'r:gz') as file:
-            file.extractall(partial, filter='data')
+        with gzip.open(archive) as stream:
+            with tarfile.open(fileobj=stream, mode='r|') as file:
+                file.extractall(partial, filter='data')
+            while stream.read(1 << 20):  # tarfile leaves the end, where the checksum is
+                pass
+        if not (partial / 'fmow-sentinel').is_dir():
+            raise ImageError(f'{archive} holds no folder fmow-sentinel: give the published one.')
+        (partial / 'fmow-sentinel').replace(root / 'fmow-sentinel')
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ImageError(
-            f'{archive} cannot be unpacked ({error}): remove it and {partial}, see that there is '
-            'room, and download it again.'
+            f'{archive} cannot be unpacked ({error}): see that there is room for 78 GB more, or '
+            'remove it and download it again.'
         ) from error
-    content = partial / 'fmow-sentinel'
-    if not content.is_dir():
-        raise ImageError(f'{archive} holds no folder fmow-sentinel: give the published archive.')
-    content.replace(root / 'fmow-sentinel')
-    partial.rmdir()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -92,13 +92,10 @@ class FMoWPictures(FMoW, ABC):
         """Entries of a table, and the folder that its paths are relative to."""
         table = read_table(path, columns)
         self.skipped = table.skipped
-        tails = table.tails()
-        forms = [form for form in (table.paths, tails, _box_folders(tails)) if form]
-        found = find_folder(self.root, [form.__getitem__ for form in forms], len(table))
+        found = find_folder(self.root, table.forms([_in_box_folder]))
         if found is None:
             raise DatasetNotFoundError(self)
-        number, folder = found
-        return table.index(forms[number]), folder
+        return table.index(found[0]), found[1]
 
     def _walk(self) -> tuple[ImageIndex, Path]:
         """Pictures of the raw layout."""
@@ -125,12 +122,13 @@ class FMoWPictures(FMoW, ABC):
         return torch.from_numpy(pixels.copy())
 
 
-def _box_folders(paths: Sequence[str]) -> list[str]:
-    """Paths as the baseline's script writes crops: in a folder of the box, ``<class>_-1``."""
-    parts = [path.rsplit('/', 2) for path in paths]
-    if any(len(part) < 3 for part in parts):
-        return []
-    return [f'{above}/{place}/{place.rsplit("_", 1)[0]}_-1/{file}' for above, place, file in parts]
+def _in_box_folder(path: str) -> str | None:
+    """The path as the baseline's script writes crops: in a folder of the box, ``<class>_-1``."""
+    parts = path.rsplit('/', 2)
+    if len(parts) < 3:
+        return None
+    above, place, file = parts
+    return f'{above}/{place}/{place.rsplit("_", 1)[0]}_-1/{file}'
 
 
 def _raw_paths(folder: Path, end: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ each object, so that forked pages are copied as soon as they are read. Tensors h
 forked workers read the parent's pages, and spawned ones are sent a handle to shared memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,19 +13,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+BATCH = 8_192
+"""Strings that are held as Python objects at a time."""
+
 
 class PackedStrings:
     """A sequence of strings that never changes, in two tensors.
 
     Args:
-        strings: The strings, which are read once.
+        strings: The strings.
     """
 
-    def __init__(self, strings: Iterable[str]) -> None:
+    def __init__(self, strings: Sequence[str]) -> None:
         encoded = [string.encode() for string in strings]
         lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
         self._ends = torch.from_numpy(lengths.cumsum())
-        self._bytes = torch.from_numpy(np.frombuffer(b''.join(encoded), dtype=np.uint8).copy())
+        self._bytes = torch.frombuffer(bytearray(b''.join([*encoded, b'\0'])), dtype=torch.uint8)
+
+    @classmethod
+    def join(cls, parts: Sequence['PackedStrings']) -> 'PackedStrings':
+        """One sequence after the other, without ever holding all of their strings.
+
+        Args:
+            parts: The sequences.
+        """
+        joined = cls([])
+        starts = np.cumsum([0, *(len(part._bytes) - 1 for part in parts)]).tolist()
+        ends = [part._ends + start for part, start in zip(parts, starts, strict=False)]
+        joined._ends = torch.cat([joined._ends, *ends])
+        joined._bytes = torch.cat([*(part._bytes[:-1] for part in parts), joined._bytes])
+        return joined
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -34,9 +51,27 @@ class PackedStrings:
         start = 0 if index == 0 else int(self._ends[index - 1])
         return self._bytes[start : int(self._ends[index])].numpy().tobytes().decode()
 
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
     def take(self, order: NDArray[np.integer]) -> 'PackedStrings':
         """The strings at these positions, in this order."""
-        return PackedStrings(self[index] for index in order.tolist())
+        return PackedStrings([self[index] for index in order.tolist()])
+
+    def map(self, change: Callable[[str], str | None]) -> 'PackedStrings | None':
+        """Each string changed, or None as soon as one cannot be.
+
+        Args:
+            change: Gives a string, or None where there is none.
+        """
+        parts = []
+        for start in range(0, len(self), BATCH):
+            batch = [change(self[k]) for k in range(start, min(start + BATCH, len(self)))]
+            changed = [string for string in batch if string is not None]
+            if len(changed) < len(batch):
+                return None
+            parts.append(PackedStrings(changed))
+        return PackedStrings.join(parts)
 
 
 @dataclass(frozen=True)

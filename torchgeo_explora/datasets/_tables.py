@@ -1,7 +1,7 @@
 """Tables of fMoW's images, in the spellings found in the wild, to an index."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,8 +39,8 @@ class Table:
 
     Args:
         source: The file.
-        paths: Paths as the table has them, with forward slashes; empty if it has none.
-        built: Paths in the data set's layout, from other columns; empty if there are none.
+        paths: Paths as the table has them, with forward slashes, in pieces; empty if it has none.
+        built: Paths in the data set's layout, from other columns, in pieces.
         labels: Class of every image, in pieces.
         hours: Hours since 1970 of every image, in pieces; empty if there is no such column.
         skipped: Rows that are left out, by reason.
@@ -48,8 +48,8 @@ class Table:
     """
 
     source: Path
-    paths: list[str] = field(default_factory=list)
-    built: list[str] = field(default_factory=list)
+    paths: list[PackedStrings] = field(default_factory=list)
+    built: list[PackedStrings] = field(default_factory=list)
     labels: list[NDArray[np.int16]] = field(default_factory=list)
     hours: list[NDArray[np.int64]] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)
@@ -58,21 +58,30 @@ class Table:
     def __len__(self) -> int:
         return sum(map(len, self.labels))
 
-    def tails(self) -> list[str]:
-        """The paths from the folder of their split on, where all of them have one."""
-        tails = [from_split(path) for path in self.paths]
-        return [tail for tail in tails if tail is not None] if None not in tails else []
+    def forms(self, changes: Sequence[Callable[[str], str | None]]) -> Iterator[PackedStrings]:
+        """What the paths on the disk may be, likely ones first.
 
-    def index(self, paths: Sequence[str]) -> ImageIndex:
+        Args:
+            changes: Ways in which paths of the data set's layout may differ from it.
+
+        Yields:
+            A path for every row.
+        """
+        built, given = PackedStrings.join(self.built), PackedStrings.join(self.paths)
+        for paths in (built, given, given.map(from_split)):
+            for change in (None, *changes):
+                form = paths if change is None or paths is None else paths.map(change)
+                if form is not None and len(form) == len(self):
+                    yield form
+
+    def index(self, paths: PackedStrings) -> ImageIndex:
         """An index of the rows, in the order of the file.
 
         Args:
             paths: Path of every row.
         """
         hours = torch.from_numpy(np.concatenate(self.hours)) if self.hours else None
-        return ImageIndex(
-            PackedStrings(paths), torch.from_numpy(np.concatenate(self.labels)), hours
-        )
+        return ImageIndex(paths, torch.from_numpy(np.concatenate(self.labels)), hours)
 
 
 def read_table(path: Path, columns: Sequence[Column], split: str = '') -> Table:
@@ -119,14 +128,12 @@ def _append(table: Table, chunk: Chunk, split: str) -> None:
         hours, valid = parse_hours(chunk.columns['time'])
         late = np.flatnonzero(~valid).tolist()
         _refuse(table, chunk, 'time', 'has no timestamp like 2016-05-09T07:54:11Z', late, good)
-    built = None
     if 'location' in chunk.columns:
         built, broken = _layout_paths(chunk, split)
         _refuse(table, chunk, 'image', 'has no whole number as location or image', broken, good)
-        table.built += [built[place] for place in np.flatnonzero(good).tolist()]
+        table.built.append(_kept(built, good))
     if 'path' in chunk.columns:
-        paths = _forward(table, chunk)
-        table.paths += [paths[place] for place in np.flatnonzero(good).tolist()]
+        table.paths.append(_kept(_forward(table, chunk), good))
     table.labels.append(labels[good])
     if hours is not None:
         table.hours.append(hours[good])
@@ -146,6 +153,10 @@ def _refuse(
     good[list(places)] = False
 
 
+def _kept(texts: Sequence[str], good: NDArray[np.bool_]) -> PackedStrings:
+    return PackedStrings([texts[place] for place in np.flatnonzero(good).tolist()])
+
+
 def _skip(table: Table, reason: str, items: list[str]) -> None:
     if items:
         table.skipped.setdefault(reason, []).extend(items)
@@ -153,10 +164,15 @@ def _skip(table: Table, reason: str, items: list[str]) -> None:
 
 def _layout_paths(chunk: Chunk, split: str) -> tuple[list[str], list[int]]:
     """Paths in fMoW-Sentinel's layout, and the positions of rows whose numbers are none."""
-    columns = (chunk.columns[name] for name in ('label', 'location', 'image'))
-    rows = [[text.strip().removesuffix('.0') for text in row] for row in zip(*columns, strict=True)]
+    names, locations, images = (
+        [text.strip().removesuffix('.0') for text in chunk.columns[name]]
+        for name in ('label', 'location', 'image')
+    )
+    rows = list(zip(names, locations, images, strict=True))
     broken = [
-        place for place, (_, *numbers) in enumerate(rows) if not all(map(str.isdecimal, numbers))
+        place
+        for place, (_, location, image) in enumerate(rows)
+        if not (location.isdecimal() and image.isdecimal())
     ]
     paths = [
         f'{split}/{name}/{name}_{location}/{name}_{location}_{image}.tif'

@@ -112,15 +112,10 @@ class FMoWSentinel(FMoW):
 
     def _locate(self, table: Table) -> tuple[ImageIndex, Path]:
         """Paths that lead to files, and what they are relative to."""
-        forms = [table.built, table.paths, table.tails()]
-        if self.split == 'test':  # the archive's folder and the table's name differ
-            forms.insert(1, [path.replace('test/', 'test_gt/', 1) for path in table.built])
-        forms = [form for form in forms if form]
-        found = find_folder(self.root, [form.__getitem__ for form in forms], len(table))
+        found = find_folder(self.root, table.forms([_in_truth_folder]))
         if found is None:
             raise DatasetNotFoundError(self)
-        number, folder = found
-        return table.index(forms[number]), folder
+        return table.index(found[0]), found[1]
 
     def _check_bands(self) -> None:
         """Refuse files that all have another number of bands than there are names."""
@@ -180,3 +175,8 @@ class FMoWSentinel(FMoW):
             RGBBandsMissingError: If the bands do not include red, green and blue.
         """
         return plot_sample(sample, self.bands, self.classes, show_titles, suptitle)
+
+
+def _in_truth_folder(path: str) -> str | None:
+    """The path of a test image in a folder that is named like its table, ``test_gt``."""
+    return f'test_gt/{path.removeprefix("test/")}' if path.startswith('test/') else None
