@@ -201,10 +201,10 @@ def embed_visible(
         x = vit.embed_kept(images, keep)
         return _join(vit, x + vit.token_positions(grid, keep, timestamps), None)
     rows = torch.arange(len(keep), device=keep.device).repeat_interleave(keep.shape[1])
-    x = embed_patches(vit.patch_embed.proj, images, rows, keep.flatten())
+    x = embed_patches(vit.patch_embed.proj, images, rows, keep.flatten(), len(keep))
     x = vit.patch_embed.norm(x.unflatten(0, keep.shape))  # (b*kept, d) -> (b, kept, d)
     prefix, position = _plain_positions(vit, grid)
-    return _join(vit, x if position is None else x + position[0][keep], prefix)
+    return _join(vit, x if position is None else x + F.embedding(keep, position[0]), prefix)
 
 
 def run_blocks(vit: VisionTransformer, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -280,7 +280,8 @@ def block_rows(
     A block that is not timm's standard one is evaluated in full and gathered from.
     """
     if not _prunable(block) or _dropping(block.get_submodule('drop_path2')):
-        return block_slots(block, x, selection.index).flatten(0, 1)[selection.rows]
+        rows: Tensor = block_slots(block, x, selection.index)
+        return rows.flatten(0, 1)[selection.rows]
     assert isinstance(block, Block)
     rows = _attend_slots(block, x, selection.index).flatten(0, 1)[selection.rows]
     out: Tensor = rows + block.ls2(block.mlp(block.norm2(rows)))  # (selected, d)
@@ -313,8 +314,9 @@ def _attend_slots(block: Block, x: Tensor, index: Tensor) -> Float[Tensor, 'b sl
     assert isinstance(block.attn, Attention)
     gather = index[..., None].expand(-1, -1, x.shape[-1])  # (b, slots, d)
     y = block.norm1(x)
-    rows: Tensor = _attend(block.attn, y, y.gather(1, gather))
-    return x.gather(1, gather) + block.drop_path1(block.ls1(rows))
+    rows = _attend(block.attn, y, y.gather(1, gather))
+    out: Tensor = x.gather(1, gather) + block.drop_path1(block.ls1(rows))
+    return out
 
 
 def _dropping(path: nn.Module) -> bool:
@@ -324,8 +326,7 @@ def _dropping(path: nn.Module) -> bool:
 def _prunable(block: nn.Module) -> bool:
     if type(block) is not Block or type(block.attn) is not Attention:
         return False
-    attn = block.attn
-    return attn.gate is None and isinstance(attn.qkv, nn.Linear | LoRALinear)
+    return block.attn.gate is None and isinstance(block.attn.qkv, nn.Linear | LoRALinear)
 
 
 def _attend(

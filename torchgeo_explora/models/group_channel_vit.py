@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast, final
 
 import torch
+import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -191,7 +192,9 @@ class GroupChannelViT(TokenViT):
         back = torch.empty_like(order).scatter_(
             0, order, torch.arange(len(order), device=order.device)
         )
-        out: Tensor = torch.cat(parts)[back].unflatten(0, keep.shape)  # -> (b, kept, d)
+        out: Tensor = (
+            torch.cat(parts).index_select(0, back).unflatten(0, keep.shape)
+        )  # -> (b, kept, d)
         return out
 
     def token_positions(self, grid: GridSize, index: Tensor, timestamps: Tensor | None) -> Tensor:
@@ -203,8 +206,8 @@ class GroupChannelViT(TokenViT):
             timestamps: None.
         """
         assert timestamps is None, 'there are no dates'
-        where = self._spatial(grid)[0, 1:][index % grid.area]
-        which = self.channel_embed[0][index // grid.area]
+        where = F.embedding(index % grid.area, self._spatial(grid)[0, 1:])
+        which = F.embedding(index // grid.area, self.channel_embed[0])
         return torch.cat([where, which], dim=-1)
 
     def class_position(self) -> Tensor:

@@ -7,6 +7,7 @@ ViT-B keeps 384 (half), ViT-S has 192 (half), as wide as in SatMAE's decoder.
 from typing import Any, cast, final
 
 import torch
+import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
@@ -115,7 +116,7 @@ class TemporalViT(TokenViT):
         first = torch.arange(len(keep), device=keep.device)[:, None] * dates
         rows = (first + keep // area).flatten()
         x = embed_patches(
-            self.patch_embed.proj, images.flatten(0, 1), rows, (keep % area).flatten()
+            self.patch_embed.proj, images.flatten(0, 1), rows, (keep % area).flatten(), len(keep)
         )
         out: Tensor = self.patch_embed.norm(x.unflatten(0, keep.shape))
         return out
@@ -139,7 +140,7 @@ class TemporalViT(TokenViT):
         times = encode_times(timestamps.float(), self.time_embed_dim)  # (b, t, time)
         index = index.expand(len(times), -1)
         date = (index // grid.area)[..., None].expand(-1, -1, self.time_embed_dim)
-        where = self._spatial(grid)[0, 1:][index % grid.area]
+        where = F.embedding(index % grid.area, self._spatial(grid)[0, 1:])
         return torch.cat([where, times.gather(1, date).to(where.dtype)], dim=-1)
 
     def class_position(self) -> Tensor:
