@@ -184,7 +184,7 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
     model = make_vit('patch8') if kind == 'plain' else SEVERAL[kind]()
     images, times = (images_for(model), None) if kind == 'plain' else inputs_for(model)
     keep, gradients = _keep(2, 16, 4), []
-    parameters = [model.blocks[0].attn.qkv.weight, *model.patch_embed.parameters()]
+    parameters = [model.get_parameter('blocks.0.attn.qkv.weight'), *model.patch_embed.parameters()]
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         loss = encode_visible(model, images, keep, times).square().mean()

@@ -1,6 +1,7 @@
 """Models with groups of bands or dates: timm's dialect, and relations to plain models."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_dates_may_come_in_any_order() -> None:
 
 
 @torch.no_grad()
-def test_timms_dialect(model: TokenViT) -> None:
+def test_timms_dialect(model: Any) -> None:  # noqa: ANN401  # unions of what it may return
     images, times = inputs_for(model)
     tokens = encode(model, images, timestamps=times)
     pair = images if times is None else (images, times)
@@ -136,9 +137,14 @@ def test_any_size_is_the_size_stored_for(model: TokenViT) -> None:
     assert resized.get_parameter('pos_embed').shape[1] == 1 + 3 * 7
     assert not resized.get_parameter('pos_embed').requires_grad
     torch.testing.assert_close(_call(resized, images, times), expected)
-    model.dynamic_img_size = False
+
+
+@pytest.mark.parametrize('make', KINDS.values(), ids=KINDS.keys())
+def test_one_size_alone_where_asked_for(make: Callable[..., TokenViT]) -> None:
+    model = make(dynamic_img_size=False)
+    assert _call(model, *inputs_for(model)).shape == (2, 24)
     with pytest.raises(ImageError, match='24 x 56'):
-        _call(model, images, times)
+        _call(model, *inputs_for(model, size=(24, 56)))
 
 
 def test_patches_of_another_size_take_the_place(model: TokenViT) -> None:
@@ -177,11 +183,9 @@ def test_initial_weights_follow_the_seed_and_timms_ways() -> None:
 
 
 def test_models_on_the_meta_device_and_copies(model: TokenViT) -> None:
+    extra: dict[str, Any] = {model.extra_argument: 12}
     with torch.device('meta'):
-        empty = type(model)(
-            **SIZES,
-            **({'channel_embed_dim': 8} if model.channel_groups else {'time_embed_dim': 12}),
-        )  # type: ignore[arg-type]
+        empty = type(model)(**SIZES, **extra)
     assert all(parameter.is_meta for parameter in empty.parameters())
     images, times = inputs_for(model)
     twin = copy.deepcopy(model)
@@ -191,9 +195,10 @@ def test_models_on_the_meta_device_and_copies(model: TokenViT) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize('name', [f'{GROUP}_small_patch8_96', f'{TEMPORAL}_small_patch16_224'])
 def test_features_only(name: str) -> None:
-    sizes = {'embed_dim': 48, 'depth': 4, 'num_heads': 4, 'img_size': 32, 'patch_size': 8}
-    extra = {'channel_embed_dim': 16} if name.startswith(GROUP) else {'time_embed_dim': 24}
-    net = timm.create_model(name, features_only=True, out_indices=(1, 3), **sizes, **extra).eval()
+    options: dict[str, Any] = {'embed_dim': 48, 'depth': 4, 'num_heads': 4, 'img_size': 32}
+    options |= {'channel_embed_dim': 16} if name.startswith(GROUP) else {'time_embed_dim': 24}
+    options |= {'patch_size': 8, 'features_only': True, 'out_indices': (1, 3)}
+    net: Any = timm.create_model(name, **options).eval()
     assert net.feature_info.channels() == [48, 48]
     assert net.feature_info.reduction() == [8, 8]
     chip = torch.rand(2, 10, 32, 48) if name.startswith(GROUP) else torch.rand(2, 3, 3, 32, 48)
