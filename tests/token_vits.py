@@ -1,12 +1,13 @@
 """Small models with groups of bands or dates, with random values in every parameter."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from torchgeo_explora.models._token_entry import build_token_vit
 from torchgeo_explora.models.group_channel_vit import GroupChannelViT
 from torchgeo_explora.models.temporal_vit import TemporalViT
 
@@ -61,8 +62,9 @@ def tiny_group_channel_vit(
     **kwargs: Any,  # noqa: ANN401
 ) -> GroupChannelViT:
     """A group-channel model that tasks can build by name."""
-    options = {'channel_groups': GROUPS, 'channel_embed_dim': 8, 'in_chans': 6, **SIZES}
-    return GroupChannelViT(**{**options, **kwargs})
+    own = {'channel_groups': GROUPS, 'channel_embed_dim': 8, 'in_chans': 6, **SIZES}
+    name = 'tiny_group_channel_vit'
+    return cast('GroupChannelViT', build_token_vit(GroupChannelViT, name, pretrained, own, kwargs))
 
 
 @register_model
@@ -71,4 +73,7 @@ def tiny_temporal_vit(
     **kwargs: Any,  # noqa: ANN401
 ) -> TemporalViT:
     """A temporal model that tasks can build by name."""
-    return TemporalViT(**{'time_embed_dim': 12, 'in_chans': 2, **SIZES, **kwargs})
+    own = {'time_embed_dim': 12, 'in_chans': 2, **SIZES}
+    return cast(
+        'TemporalViT', build_token_vit(TemporalViT, 'tiny_temporal_vit', pretrained, own, kwargs)
+    )

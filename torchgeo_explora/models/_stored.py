@@ -71,9 +71,9 @@ def native_arguments(
     if found.kind != kind.kind:
         return own  # a start: grid, patches and bands are another model's
     own |= {**size, 'patch_size': found.patch, kind.extra_argument: found.width - found.space}
-    if issubclass(kind, GroupChannelViT) and 'channel_groups' not in given:
-        own |= _stored_bands(found, checkpoint)
-    return own
+    if not found.groups:
+        return own | {'in_chans': found.bands}
+    return own if 'channel_groups' in given else own | _stored_bands(found, checkpoint)
 
 
 def _native_size(found: Architecture, checkpoint: Checkpoint) -> dict[str, Any]:
