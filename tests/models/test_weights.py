@@ -9,11 +9,14 @@ import timm
 import torch
 from torchvision.models._api import WeightsEnum
 
+from tests.conftest import REPOSITORY
 from tests.models.official import TINY, published_encoder, shapes, tensors
 from torchgeo_explora.errors import ConfigError, WeightsError
 from torchgeo_explora.models import (
     TemporalViT,
     ViTBase14_DINOv2_ExPLoRA_Weights,
+    ViTLarge8_GroupChannel_ExPLoRA_Weights,
+    ViTLarge16_Temporal_SatMAE_Weights,
     create_backbone,
     describe_file,
     explora_vit_base,
@@ -59,6 +62,28 @@ def test_meta_describes_the_model(member: WeightsEnum) -> None:
     assert member.url.endswith('.pth')
     assert set(meta) >= {'dataset', 'publication', 'repo', 'ssl_method', 'licence'}
     assert find_weights(str(member)) is member
+
+
+def test_the_documentation_lists_every_member() -> None:
+    lines = (REPOSITORY / 'docs' / 'models.md').read_text(encoding='utf-8').splitlines()
+    for member in MEMBERS:
+        (line,) = [line for line in lines if f'`{member}`' in line]
+        assert f'{member.meta["parameters"]:,}' in line
+        assert member.meta['licence'] in line.lower()
+
+
+@pytest.mark.parametrize('name', ['sentinel', 'temporal'])
+def test_satmaes_transforms(name: str) -> None:
+    if name == 'sentinel':
+        transforms = ViTLarge8_GroupChannel_ExPLoRA_Weights.FMOW_SENTINEL.transforms
+        out = transforms(torch.full((2, 10, 64, 80), 0.25))
+        assert out.shape == (2, 10, 96, 96)
+        torch.testing.assert_close(out, torch.full_like(out, 0.25))
+    else:
+        transforms = ViTLarge16_Temporal_SatMAE_Weights.FMOW_RGB.transforms
+        out = transforms(torch.full((2, 3, 3, 300, 250), 0.4182007))
+        assert out.shape == (2, 3, 3, 224, 224)
+        assert out[:, :, 0].abs().max() < 1e-5
 
 
 def test_transforms_give_what_the_model_takes() -> None:

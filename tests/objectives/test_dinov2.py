@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.objectives.dinov2_cases import (
     update_every_tensor,
     with_own_teacher,
 )
+from tests.token_vits import make_groups, make_temporal
 from tests.vits import make_vit
 from torchgeo_explora.adapters import ExPLoRAConfig, apply_explora, lora_finetuning
 from torchgeo_explora.errors import ConfigError
@@ -366,3 +368,9 @@ def test_mask_token_defaults_to_zeros() -> None:
     assert objective.mask_token.shape == (1, 24)
     assert not objective.mask_token.any() and not objective.mask_token.requires_grad
     assert isinstance(objective.teacher, VisionTransformer)
+
+
+@pytest.mark.parametrize('make', [make_groups, make_temporal])
+def test_several_tokens_a_patch_are_refused(make: Callable[..., VisionTransformer]) -> None:
+    with pytest.raises(ConfigError, match='use masked autoencoding'):
+        DINOv2Objective(make(), DINOv2Config())

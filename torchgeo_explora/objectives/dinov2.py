@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.layers.embedder import TokenEmbedder
 from torchgeo_explora.layers.heads import DINOHead
 from torchgeo_explora.losses.centering import SoftmaxCentering, sinkhorn_knopp_
 from torchgeo_explora.losses.koleo import koleo_loss
@@ -124,6 +125,9 @@ class DINOv2Objective(nn.Module):
         config: Numbers of the objective.
         mask_token: Replacement of masked patches (1, dim); zeros when the checkpoint has none.
         generator: Source of the heads' random values.
+
+    Raises:
+        ConfigError: If the student has several tokens a patch, for groups of bands or dates.
     """
 
     def __init__(
@@ -134,6 +138,11 @@ class DINOv2Objective(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(student, TokenEmbedder):
+            raise ConfigError(
+                f'{type(student).__name__} has a token for each group of bands or date, and DINOv2 '
+                'masks patches: use masked autoencoding (ExPLoRAMAE), or a plain model.'
+            )
         self.config = config
         self.student = student
         self.teacher = shared_copy(student)
