@@ -12,18 +12,21 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer, _create_vision_transformer
 from torchgeo.datamodules import BaseDataModule
 
 from tests.data.fmow_sentinel.data import write_sentinel
 from tests.data.fmow_temporal.data import write_temporal
 from tests.tasks.dinov2_runs import BATCH, Report, make_trainer, weights
 from tests.tasks.toy import images
+from torchgeo_explora._typing import GridSize
 from torchgeo_explora.datamodules import (
     FMoWSentinelDataModule,
     FMoWTemporalDataModule,
     FolderDataModule,
 )
-from torchgeo_explora.models import SATMAE_BANDS, GroupChannelViT, TemporalViT
+from torchgeo_explora.layers.sincos import sincos_grid
+from torchgeo_explora.models import SATMAE_BANDS, GroupChannelViT, TemporalViT, build_decoder
 from torchgeo_explora.models._token_entry import build_token_vit
 from torchgeo_explora.tasks import ExPLoRAMAE
 
@@ -35,10 +38,17 @@ TINY: dict[str, Any] = {
 @register_model
 def tiny_group_channel_vit(pretrained: bool = False, **kwargs: Any) -> GroupChannelViT:  # noqa: ANN401
     """SatMAE's groups in a small model."""
-    options = {**TINY, 'channel_embed_dim': 8}
+    options = {**TINY, 'channel_embed_dim': 8, 'in_chans': 10}
     model = build_token_vit(GroupChannelViT, 'tiny_group_channel_vit', pretrained, options, kwargs)
     assert isinstance(model, GroupChannelViT)
     return model
+
+
+@register_model
+def tiny_plain_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:  # noqa: ANN401
+    """A stock model of the same size, with MAE's patches."""
+    options = {**TINY, 'img_size': 64, 'patch_size': 16, 'dynamic_img_size': True, **kwargs}
+    return _create_vision_transformer('vit_tiny_patch16_224', pretrained, **options)
 
 
 @register_model
@@ -61,7 +71,7 @@ SMALL: dict[str, Any] = {
     'train_decoder_pred': True,
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
-    'plain': {'model': 'test_vit'},
+    'plain': {'model': 'tiny_plain_vit'},
     'groups': {
         'model': 'tiny_group_channel_vit', 'bands': list(SATMAE_BANDS), 'groups': GROUPS,
         'mean': [0.0] * 10, 'std': [1.0] * 10, 'random_crop': False,
@@ -69,6 +79,27 @@ KINDS: dict[str, dict[str, Any]] = {
     'dates': {'model': 'tiny_temporal_vit', 'random_crop': False},
 }  # fmt: skip
 BATCHES = 3  # of an epoch
+
+
+def write_natural_mae(path: Path, width: int = 32, bands: int = 3) -> Path:
+    """Write a checkpoint in the layout of natural-image MAE, encoder and decoder.
+
+    Args:
+        path: The file.
+        width: Of the encoder, which has the depth of the small models.
+        bands: Bands of its patch embedding.
+    """
+    torch.manual_seed(7)
+    encoder = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=width, depth=3, num_heads=2, in_chans=bands,
+        num_classes=0,
+    )  # fmt: skip
+    decoder = build_decoder(encoder, 32, 2, 2)
+    state = {**encoder.state_dict(), **decoder.state_dict()}
+    drawn = {key: torch.randn_like(value) / 8 for key, value in state.items()}
+    drawn |= {'pos_embed': sincos_grid(GridSize(4, 4), width, num_prefix=1)}
+    torch.save({'model': drawn}, path)
+    return path
 
 
 def make_root(kind: str, folder: Path) -> Path:

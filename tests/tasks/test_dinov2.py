@@ -68,7 +68,7 @@ def _fit(
     return made
 
 
-def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
     assert different == []
@@ -148,7 +148,7 @@ def test_networks_move_once_a_window(watched: tuple[ExPLoRADINOv2, Watch]) -> No
     trained = {n for n, p in task.named_parameters() if p.requires_grad}
     for step, (before, after) in enumerate(zip(watch.states, watch.states[1:], strict=False)):
         if (step + 1) % 3 != 0:
-            _assert_equal(after, before)
+            assert_equal(after, before)
             continue
         momentum = curves.momentum(step - 2)
         for name in trained:
@@ -252,7 +252,7 @@ def test_resumed_run_equals_the_unbroken_one(
         torch.manual_seed(100 + cut)  # nothing hangs on the global generator
         resumed = _fit(folder, tmp_path / 'again', tmp_path / f'{cut}.ckpt', task=task)
         assert resumed.micro_step == STEPS, cut
-        _assert_equal(weights(resumed), whole)
+        assert_equal(weights(resumed), whole)
     assert {p.name for p in (tmp_path / 'again').iterdir()} == FILES
 
 
@@ -262,7 +262,7 @@ def test_finished_run_trains_no_more(folder: Path, tmp_path: Path) -> None:
     whole = _fit(folder, tmp_path, callbacks=[saver], **options)
     again = _fit(folder, tmp_path / 'again', tmp_path / '6.ckpt', **options)
     assert again.micro_step == 6
-    _assert_equal(weights(again), weights(whole))
+    assert_equal(weights(again), weights(whole))
     assert {p.name for p in (tmp_path / 'again').iterdir()} >= FILES  # killed before the export
 
 
@@ -273,10 +273,10 @@ def test_workers_change_nothing(folder: Path, tmp_path: Path) -> None:
     saver = SaveEveryBatch(tmp_path)
     helped = _fit(folder, tmp_path, task=task, data={'num_workers': 2}, callbacks=[saver])
     assert helped.micro_step == 6
-    _assert_equal(weights(helped), weights(alone))
+    assert_equal(weights(helped), weights(alone))
     data = {'num_workers': 2}
     resumed = _fit(folder, tmp_path, tmp_path / '4.ckpt', task=task, data=data)
-    _assert_equal(weights(resumed), weights(alone))
+    assert_equal(weights(resumed), weights(alone))
 
 
 @torch.no_grad()
@@ -374,7 +374,7 @@ def test_impossible_arguments(
 
 
 def test_same_seed_same_start() -> None:
-    _assert_equal(weights(make_task(seed=3)), weights(make_task(seed=3)))
+    assert_equal(weights(make_task(seed=3)), weights(make_task(seed=3)))
     one, other = weights(make_task(seed=3)), weights(make_task(seed=4))
     assert not torch.equal(one['model.student.norm.weight'] * 0, other['model.mask_token'] + 1)
     name = 'model.student.blocks.0.attn.qkv.lora_A'
@@ -392,21 +392,23 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert (merged.parent / 'adapter.safetensors').is_file()
 
 
-def _script(*arguments: object, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401
-    command = [sys.executable, '-m', 'tests.tasks.dinov2_runs', *map(str, arguments)]
+def script(module: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, '-m', module, *map(str, arguments)]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, **options
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
 
 
-def _finish(process: subprocess.Popen[str]) -> list[dict[str, float]]:
+def _script(*arguments: object) -> subprocess.Popen[str]:
+    return script('tests.tasks.dinov2_runs', *arguments)
+
+
+def finish(process: subprocess.Popen[str]) -> list[dict[str, float]]:
     out, _ = process.communicate(timeout=280)
     assert process.returncode == 0
     return [json.loads(line) for line in out.splitlines() if line.startswith('{')]
 
 
-def _steps(process: subprocess.Popen[str]) -> Iterator[int]:
+def steps_of(process: subprocess.Popen[str]) -> Iterator[int]:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith('{'):
@@ -417,25 +419,25 @@ def _steps(process: subprocess.Popen[str]) -> Iterator[int]:
 @pytest.mark.timeout(900)
 def test_killed_run_is_resumed_exactly(folder: Path, tmp_path: Path) -> None:
     """SIGKILL at a random step; a fresh process goes on from the last checkpoint."""
-    _finish(_script(folder, tmp_path / 'whole'))
+    finish(_script(folder, tmp_path / 'whole'))
     step = random.randrange(4, STEPS - 1)
     process = _script(folder, tmp_path / 'killed')
     try:
-        reached = next(each for each in _steps(process) if each >= step)
+        reached = next(each for each in steps_of(process) if each >= step)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / 'killed' / 'rank0.pt').exists(), f'it ended before step {reached}'
     last = tmp_path / 'killed' / 'checkpoints' / 'last.ckpt'
-    _finish(_script(folder, tmp_path / 'killed', '--resume', last))
+    finish(_script(folder, tmp_path / 'killed', '--resume', last))
     expected, found = (
         torch.load(tmp_path / name / 'rank0.pt', weights_only=True) for name in ('whole', 'killed')
     )
-    _assert_equal(found, expected)
+    assert_equal(found, expected)
     for name in FILES:
         whole, killed = (tmp_path / run / name for run in ('whole', 'killed'))
-        _assert_equal(load_file(killed), load_file(whole))
+        assert_equal(load_file(killed), load_file(whole))
         assert read_metadata(killed) == read_metadata(whole), f'killed after step {step}'
 
 
@@ -444,10 +446,10 @@ def test_killed_run_is_resumed_exactly(folder: Path, tmp_path: Path) -> None:
 def test_two_ranks(folder: Path, tmp_path: Path) -> None:
     """Both ranks end alike, and as one process does that averages their gradients."""
     arguments = {'centering': 'softmax', 'prototype_init': 'random', 'steps': 6}
-    shown = _finish(_script(folder, tmp_path, '--devices', 2, '--task', json.dumps(arguments)))
+    shown = finish(_script(folder, tmp_path, '--devices', 2, '--task', json.dumps(arguments)))
     assert all(torch.tensor(line['loss']).isfinite() for line in shown)
     first, second = (torch.load(tmp_path / f'rank{r}.pt', weights_only=True) for r in range(2))
-    _assert_equal(first, second)
+    assert_equal(first, second)
     expected = _two_ranks_in_one(folder, arguments)
     for name, value in expected.items():
         if not name.endswith('qkv.bias'):  # a key's has no influence: Adam follows its rounding

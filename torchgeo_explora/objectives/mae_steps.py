@@ -1,9 +1,7 @@
 """One step of masked autoencoding in plain torch, shared by Lightning's task and the benchmarks."""
 
-from dataclasses import replace
-
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -103,19 +101,3 @@ def clip_mae_gradients(objective: MAEObjective, limit: float) -> None:
     if limit > 0:
         trained = [p for p in objective.parameters() if p.requires_grad]
         torch.nn.utils.clip_grad_norm_(trained, limit)
-
-
-@torch.no_grad()
-def hidden_pixels(
-    objective: MAEObjective, images: Float[Tensor, 'batch *axes h w'], output: MAEOutput
-) -> Bool[Tensor, 'batch *axes h w']:
-    """Return True where the objective's reconstruction of images shows a prediction.
-
-    Args:
-        objective: The objective.
-        images: The images that the output is of.
-        output: What the objective returned for them.
-    """
-    ones = tuple(torch.ones_like(rows) for rows in output.prediction)
-    marked = objective.reconstruct(torch.zeros_like(images), replace(output, prediction=ones))
-    return marked != 0

@@ -15,10 +15,12 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora._files import write_tensors
 from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.models import resolve_groups
 
 EMBEDDINGS = 'embeddings'
 
@@ -123,6 +125,29 @@ class PretrainingTask(BaseTask, ABC):
         Args:
             folder: Where the files go.
         """
+
+    @abstractmethod
+    def band_names(self) -> Sequence[str] | None:
+        """Return the names of the images' bands, in their order, if they are known."""
+
+    def setup(self, stage: str) -> None:
+        """Look whether the data module delivers what the task needs.
+
+        Raises:
+            ConfigError: If it has no test images for ``test``, for which the trainer would silently
+                do nothing, or if its bands are others, or in another order.
+        """
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if not isinstance(datamodule, BaseDataModule):
+            return
+        if stage == 'test' and datamodule.test_dataset is None:
+            raise ConfigError(
+                f'{type(datamodule).__name__} has no test images: give it some (a folder `test` '
+                'beside `train`, for a folder of images), or leave the test out.'
+            )
+        expected, delivered = self.band_names(), getattr(datamodule, 'bands', None)
+        if expected is not None and delivered is not None:
+            check_bands(expected, delivered)
 
     def on_fit_start(self) -> None:
         """Lay the schedules over the run and say what trains."""
@@ -266,3 +291,24 @@ class PretrainingTask(BaseTask, ABC):
         path = folder / f'{EMBEDDINGS}{rank}.safetensors'
         write_tensors(path, tensors, {'model': str(self.hparams['model'])})
         rank_zero_info(f'Wrote {path}')
+
+
+def check_bands(expected: Sequence[str], delivered: Sequence[object]) -> None:
+    """Check that a data module delivers the bands that a task expects, in their order.
+
+    Args:
+        expected: Names of the task's bands.
+        delivered: Names, or numbers, of the data module's; numbers are not compared.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    names = [band for band in delivered if isinstance(band, str)]
+    if len(names) < max(1, len(delivered)):
+        return
+    same = len(names) == len(expected)
+    if not same or resolve_groups(names, [list(expected)])[0] != tuple(range(len(names))):
+        raise ConfigError(
+            f'The data module delivers the bands {", ".join(names)}, the task expects '
+            f'{", ".join(expected)}: give both the same bands in the same order.'
+        )

@@ -144,7 +144,7 @@ def draw_curve(rows: dict[int, Row]) -> Figure:
     width = max(1, round(SMOOTH * len(values)))
     if width > 1:
         losses.plot(steps, values, color=LINE, alpha=0.35, linewidth=0.8)
-    mean = np.convolve(values, np.full(width, 1 / width), mode='valid') if values else []
+    mean = np.convolve(values, np.full(width, 1 / width), mode='valid') if values else np.empty(0)
     name = 'training' if width == 1 else f'training, mean of {width} steps'
     losses.plot(steps[width - 1 :], mean, color=LINE, label=name)
     steps, values = _series(rows, 'val_loss')

@@ -222,6 +222,11 @@ class ExPLoRADINOv2(PretrainingTask):
         yield self.load_report.summary()
         yield self.adapter_report.summary()
 
+    def band_names(self) -> Sequence[str] | None:
+        """Return the names of the images' bands, in their order, if they are known."""
+        bands: Sequence[str] | None = self.hparams['bands']
+        return bands
+
     def on_train_start(self) -> None:
         """Start the prototypes at images' features; do nothing where a run was done already."""
         self.stop_when_done()

@@ -11,7 +11,7 @@ from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.layers.tokens import encode, global_token, patch_tokens
-from torchgeo_explora.models import GroupChannelViT, resolve_groups
+from torchgeo_explora.models import GroupChannelViT
 from torchgeo_explora.objectives.mae import MAEOutput
 from torchgeo_explora.objectives.mae_presets import (
     MAERecipe,
@@ -21,7 +21,6 @@ from torchgeo_explora.objectives.mae_presets import (
 )
 from torchgeo_explora.objectives.mae_steps import (
     clip_mae_gradients,
-    hidden_pixels,
     mae_micro_batch,
     make_mae_optimizer,
     random_views,
@@ -207,16 +206,9 @@ class ExPLoRAMAE(PretrainingTask):
         """Return AdamW over what trains; its rates are set before every step."""
         return make_mae_optimizer(self.model, self.recipe.optimization)
 
-    def setup(self, stage: str) -> None:
-        """Compare the bands with those of the data module.
-
-        Raises:
-            ConfigError: If the data module delivers other bands, or the same in another order.
-        """
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        delivered = getattr(datamodule, 'bands', None)
-        if delivered is not None and self.channels.bands is not None:
-            check_bands(self.channels.bands, delivered)
+    def band_names(self) -> Sequence[str] | None:
+        """Return the names of the images' bands, in their order, if they are known."""
+        return self.channels.bands
 
     def on_train_start(self) -> None:
         """Do nothing where a run was done already."""
@@ -278,7 +270,7 @@ class ExPLoRAMAE(PretrainingTask):
         seed = step_seed(seed, 0, self.global_rank)
         output = self.masked(images, seed, batch.get('timestamps'))
         made = self.model.reconstruct(images, output)
-        hidden = hidden_pixels(self.model, images, output)
+        hidden = self.model.hidden_pixels(images, output)
         error = (made - images) * self.eval_transform.normalize.std[:, None, None]
         return {'loss': output.loss, 'pixel_error': error[hidden].square().mean()}
 
@@ -324,24 +316,3 @@ def input_bands(encoder: VisionTransformer) -> int:
     embed = encoder.patch_embed
     count: int = embed.in_chans if isinstance(encoder, GroupChannelViT) else embed.proj.in_channels
     return count
-
-
-def check_bands(expected: Sequence[str], delivered: Sequence[object]) -> None:
-    """Check that a data module delivers the bands that a task expects, in their order.
-
-    Args:
-        expected: Names of the task's bands.
-        delivered: Names, or numbers, of the data module's; numbers are not compared.
-
-    Raises:
-        ConfigError: If it does not.
-    """
-    names = [band for band in delivered if isinstance(band, str)]
-    if len(names) < len(delivered):
-        return
-    order = resolve_groups(names, [list(expected)])[0] if names else ()
-    if order != tuple(range(len(names))):
-        raise ConfigError(
-            f'The data module delivers the bands {", ".join(names)}, the task expects '
-            f'{", ".join(expected)}: give both the same bands in the same order.'
-        )

@@ -17,7 +17,6 @@ from torchgeo.datamodules import BaseDataModule
 
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import resolve_groups
-from torchgeo_explora.objectives.mae_steps import hidden_pixels
 from torchgeo_explora.tasks._autoencoder import Channels
 from torchgeo_explora.tasks._figures import save_png
 from torchgeo_explora.tasks._online import undisturbed
@@ -168,7 +167,7 @@ def reconstruct(task: ExPLoRAMAE, batch: Mapping[str, Tensor], seed: int) -> lis
     timestamps = batch['timestamps'].to(task.device) if 'timestamps' in batch else None
     output = task.masked(images, seed, timestamps)
     made = task.model.reconstruct(images, output)
-    hidden = hidden_pixels(task.model, images, output)
+    hidden = task.model.hidden_pixels(images, output)
     normalize = task.eval_transform.normalize
     mean, std = normalize.mean[:, None, None], normalize.std[:, None, None]
     names = [()] * len(images) if timestamps is None else [date_labels(t) for t in timestamps]
