@@ -81,8 +81,16 @@ def test_groups_start_from_mae(mae: Path) -> None:
     encoder = {'model.pos_embed', 'model.patch_embed.proj.weight', 'model.patch_embed.proj.bias'}
     assert {key for key in report.dropped if 'decoder' not in key} == encoder | {'model.mask_token'}
     said = report.summary()
+    assert '(the model embeds other groups of bands)' in said
     for part in ('patch_embed.2.proj.bias', 'channel_embed', '24 numbers a position, the model 16'):
         assert part in said
+
+
+def test_a_dropped_decoder_is_summed_up() -> None:
+    decoder = {f'decoder_blocks.{i}.norm1.weight': torch.ones(24) for i in range(40)}
+    report = load_backbone(make_groups(), make_groups().state_dict() | decoder)
+    assert len(report.dropped) == 40
+    assert 'decoder_blocks.11.norm1.weight and 28 more.' in report.summary()
 
 
 def test_dates_start_from_mae_with_its_patches(mae: Path) -> None:

@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 
+_LISTED = 12  # keys of one kind that a summary names
+
+
 @dataclass(frozen=True, eq=False)
 class LoadReport:
     """What loading did with every key.
@@ -89,15 +92,22 @@ def by_reason(keys: Iterable[str], reasons: Mapping[str, str]) -> list[str]:
 
     Args:
         keys: What is listed.
-        reasons: Key -> reason; a key without one is listed first.
+        reasons: Key -> reason; keys without one come first, shortened where they are many.
     """
     groups: dict[str | None, list[str]] = {}
     for key in sorted(keys, key=lambda key: key in reasons):
         groups.setdefault(reasons.get(key), []).append(key)
     return [
-        ', '.join(found) + ('' if reason is None else f' ({reason})')
+        _shortened(found) if reason is None else f'{", ".join(found)} ({reason})'
         for reason, found in groups.items()
     ]
+
+
+def _shortened(keys: list[str]) -> str:
+    """Name the first of many: a decoder that is dropped has a hundred keys."""
+    if len(keys) <= _LISTED:
+        return ', '.join(keys)
+    return f'{", ".join(keys[:_LISTED])} and {len(keys) - _LISTED} more'
 
 
 def create_backbone(

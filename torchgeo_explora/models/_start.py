@@ -92,9 +92,9 @@ def _misfit(draft: Draft, state: dict[str, Tensor], part: str) -> str | None:
     name = f'{part}.weight'
     found, wanted = draft.tensors.get(name), state.get(name)
     if wanted is None:
-        return 'the model embeds other patches'
+        return 'the model embeds other groups of bands'
     if found is None:
-        return 'the source embeds its patches otherwise'
+        return 'the source has no such group of bands'
     adaptable = name == ANCHOR and found.shape[1] == 3  # as for plain models
     if found.shape != wanted.shape and not (adaptable and _same_patch(found, wanted)):
         return (
