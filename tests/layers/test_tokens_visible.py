@@ -64,14 +64,15 @@ def test_some_tokens_of_a_plain_model_are_embedded_alike(variant: str) -> None:
     )
 
 
-def test_an_embedding_of_some_patches_is_the_convolution_at_them() -> None:
+@pytest.mark.parametrize('strips', [1, 2, 4])
+def test_an_embedding_of_some_patches_is_the_convolution_at_them(strips: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 7, kernel_size=(4, 2), stride=(4, 2))
     images = torch.randn(2, 3, 12, 10)
     dense = conv(images).flatten(2).transpose(1, 2)  # (2, 15, 7)
     rows, cells = torch.tensor([1, 0, 1, 1]), torch.tensor([14, 0, 7, 7])
     weights = torch.randn(4, 7)
-    found = embed_patches(conv, images, rows, cells)
+    found = embed_patches(conv, images, rows, cells, strips)
     torch.testing.assert_close(found, dense[rows, cells])
     gradients = [
         torch.autograd.grad((out * weights).sum(), list(conv.parameters()))
@@ -79,7 +80,7 @@ def test_an_embedding_of_some_patches_is_the_convolution_at_them() -> None:
     ]
     torch.testing.assert_close(*gradients)
     strided = images.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(embed_patches(conv, strided, rows, cells), found)
+    torch.testing.assert_close(embed_patches(conv, strided, rows, cells, strips), found)
 
 
 def _patch(images: Tensor, cell: int) -> Tensor:
