@@ -6,6 +6,7 @@ everything small.
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def copy_config(name: str, folder: Path, root: Path, **paths: Path | None) -> li
     return ['--config', str(copied), '--config', str(CONF / f'{name}.yaml')]
 
 
-MAE = {
+MAE: dict[str, Callable[[Path], Path]] = {
     'explora_fmow_sentinel': write_sentinel,
     'explora_mae_fmow_rgb': write_tables,
     'explora_fmow_temporal': write_temporal,

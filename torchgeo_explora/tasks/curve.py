@@ -30,7 +30,8 @@ class LossCurve(Callback):
 
     The training loss is the mean over the micro-batches of a step, on the first process. Where the
     task validates, ``val_loss`` stands at the steps at which it did. What was recorded is part of
-    checkpoints, so that the curve of a resumed run is whole.
+    checkpoints, so that the curve of a resumed run is whole; only a validation loss is missing
+    where the checkpoint was written between an epoch's last batch and its validation.
 
     Args:
         every_n_steps: Optimizer steps between two writings; the last is at the end.
