@@ -3,25 +3,33 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 os.environ['COLUMNS'] = '100'  # width of the commands' help
 
 import torchgeo_explora
 from torchgeo_explora.cli.parser import build_parser
-from torchgeo_explora.objectives import PRESETS
+from torchgeo_explora.objectives import MAE_PRESETS, PRESETS, MAERecipe, Recipe
+from torchgeo_explora.objectives.mae_presets import PARTS as MAE_PARTS
+from torchgeo_explora.objectives.presets import PARTS
 
 
-def _preset_rows() -> Iterator[tuple[str, ...]]:
+def _preset_rows(
+    presets: Mapping[str, Recipe] | Mapping[str, MAERecipe], names: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
     """Yield a header, a ruler, and one row for each number of the recipes."""
-    yield ('', *(f'`{name}`' for name in PRESETS))
-    yield ('---',) * (1 + len(PRESETS))
-    for part in ('adapter', 'objective', 'crops', 'optimization'):
-        parts = [getattr(recipe, part) for recipe in PRESETS.values()]
+    yield ('', *(f'`{name}`' for name in presets))
+    yield ('---',) * (1 + len(presets))
+    for part in names:
+        parts = [getattr(recipe, part) for recipe in presets.values()]
         for field in dataclasses.fields(parts[0]):
             yield (f'`{field.name}`', *(f'`{getattr(values, field.name)}`' for values in parts))
-    yield ('batch of one step', *(str(recipe.batch_size) for recipe in PRESETS.values()))
-    yield ('source', *(recipe.source for recipe in PRESETS.values()))
+    yield ('batch of one step', *(str(recipe.batch_size) for recipe in presets.values()))
+    yield ('source', *(recipe.source for recipe in presets.values()))
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> str:
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def _commands() -> Iterator[str]:
@@ -60,7 +68,8 @@ myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath', 'substitution'
 myst_heading_anchors = 3
 myst_substitutions = {
     'commands': '\n'.join(_commands()),
-    'presets': '\n'.join(f'| {" | ".join(row)} |' for row in _preset_rows()),
+    'mae_presets': _table(_preset_rows(MAE_PRESETS, MAE_PARTS)),
+    'presets': _table(_preset_rows(PRESETS, PARTS)),
 }
 
 html_theme = 'furo'
