@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -47,7 +48,7 @@ from torchgeo_explora.objectives.mae_steps import (
     set_mae_rates,
 )
 from torchgeo_explora.objectives.steps import step_seed
-from torchgeo_explora.tasks import ExPLoRAMAE
+from torchgeo_explora.tasks import CollapseGuard, ExPLoRAMAE, FeatureHealth
 
 EPOCHS = 5
 STEPS = EPOCHS * BATCHES
@@ -158,6 +159,53 @@ def test_resumed_run_equals_the_unbroken_one(
         assert resumed.micro_step == 12, cut
         assert_equal(weights(resumed), whole)
     assert {p.name for p in (tmp_path / 'again').iterdir()} == FILES
+
+
+def test_every_trained_weight_has_a_gradient_where_a_group_is_hidden() -> None:
+    """Ranks wait for all gradients, also for those of a group of which nothing was visible."""
+    task, hidden = make_task('groups', image_size=16), 0
+    for seed in range(30):
+        task.zero_grad()
+        output = task.masked(_noise(1, 10, 16, 16), seed)
+        output.loss.backward()
+        assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
+        hidden += int(output.masked.unflatten(1, (3, -1)).all(dim=2).any())
+    assert hidden > 3
+
+
+def test_float16_is_clipped_at_its_true_scale(roots: dict[str, Path], tmp_path: Path) -> None:
+    """The loss scale of float16 is taken out before gradients are clipped, and only once."""
+    norms: list[float] = []
+
+    class Norms(Callback):
+        def on_train_start(self, trainer: Trainer, *arguments: object) -> None:
+            task = arguments[0]
+            assert isinstance(task, ExPLoRAMAE)
+            trainer.optimizers[0].register_step_post_hook(lambda *_: norms.append(_norm(task)))
+
+    for clip in (0.0, 1e9, 1e-3):
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.0**8)
+        plugins = [] if clip == 0 else [MixedPrecision('16-mixed', 'cpu', scaler)]
+        options: dict[str, Any] = {'callbacks': [Norms()], 'plugins': plugins}
+        _fit('plain', roots['plain'], tmp_path, task={'clip': clip, 'steps': 3}, **options)
+    plain, half, clipped = norms
+    assert half == pytest.approx(plain, rel=0.1)
+    assert clipped == pytest.approx(1e-3, rel=1e-3) and plain > 2e-3
+
+
+def _norm(task: ExPLoRAMAE) -> float:
+    gradients = [p.grad for p in task.parameters() if p.grad is not None]
+    return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+
+
+@pytest.mark.parametrize('kind', ['plain', 'groups'])
+def test_features_are_watched(kind: str, roots: dict[str, Path], tmp_path: Path) -> None:
+    """Callbacks of the other task serve this one, and change nothing."""
+    health = FeatureHealth(2, images=8, networks=['encoder'])
+    task = _fit(kind, roots[kind], tmp_path, callbacks=[health, CollapseGuard()])
+    assert_equal(weights(task), weights(_fit(kind, roots[kind], tmp_path)))
+    last = health.records[-1][1]['encoder']
+    assert last['drift'] > 1e-6 and 1 <= last['rank'] <= 8
 
 
 def test_validation_changes_nothing(roots: dict[str, Path], tmp_path: Path) -> None:
