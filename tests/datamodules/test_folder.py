@@ -1,5 +1,6 @@
 """Data module of a folder: splits, held-out images, batches as they are."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from tests.data.folder.data import write_classes, write_picture, write_raster
 from torchgeo_explora.datamodules import FolderDataModule
 from torchgeo_explora.datamodules.folder import stratified
-from torchgeo_explora.datasets import ImageFolder
+from torchgeo_explora.datasets import ImageFolder, canonical_band
 from torchgeo_explora.errors import ConfigError, ImageError
 
 
@@ -109,6 +110,68 @@ def test_batches_are_full_and_neither_normalised_nor_augmented(tmp_path: Path) -
     image = ImageFolder(tmp_path)[0]['image']
     assert torch.equal(batch['image'], image.expand(4, -1, -1, -1))
     assert module.on_after_batch_transfer(batch, 0) is batch
+
+
+def test_bands_of_files_that_do_not_name_theirs(tmp_path: Path) -> None:
+    """The same names give the same channels, whatever the order in the files."""
+    values = np.random.default_rng(0).integers(0, 4000, (4, 16, 16)).astype(np.uint16)
+    orders = {'a': ('B2', 'B03', 'B8A', 'B08'), 'b': ('B8A', 'B8', 'B02', 'B3')}
+    wanted = ['B08', 'B2', 'B3']
+    images = []
+    for name, order in orders.items():
+        places = [0, 1, 2, 3] if name == 'a' else [2, 3, 0, 1]
+        write_raster(tmp_path / name / 'x.tif', values[places])
+        module = _module(tmp_path / name, bands=wanted, band_names=order, scale=(0, 4000))
+        images.append(next(iter(module.train_dataloader()))['image'])
+        assert [canonical_band(band) for band in module.bands] == ['B8', 'B2', 'B3']
+    assert torch.equal(images[0], images[1])
+    expected = torch.from_numpy(values[[3, 0, 1]].astype(np.float32)).div(4000)
+    torch.testing.assert_close(images[0][0], expected)
+
+
+def test_band_names_have_to_name_every_band(tmp_path: Path) -> None:
+    write_raster(tmp_path / 'x.tif', np.ones((4, 16, 16), dtype=np.uint16))
+    with pytest.raises(ImageError, match=r'x\.tif has 4 bands, but band_names has 2'):
+        _module(tmp_path, band_names=['B2', 'B3'])
+    with pytest.raises(ImageError, match=r"no band 'B9'.*'B2'"):
+        _module(tmp_path, band_names=['B2', 'B3', 'B4', 'B8'], bands=['B9'])
+    assert _module(tmp_path, band_names=['r', 'g', 'b', 'nir']).bands == ['r', 'g', 'b', 'nir']
+    assert _module(tmp_path).bands == ['1', '2', '3', '4']
+
+
+def test_a_fourth_band_with_a_name_is_no_alpha_channel(tmp_path: Path) -> None:
+    write_raster(tmp_path / 'x.tif', np.ones((4, 16, 16), dtype=np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert _module(tmp_path, band_names=['r', 'g', 'b', 'nir']).num_channels == 4
+
+
+def test_unlabelled_images_are_held_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    for number in range(10):
+        write_picture(tmp_path / 'flat' / f'{number}.png')
+        for split in ('train', 'val', 'test'):
+            write_picture(tmp_path / 'split' / split / f'{number}.png')
+    share = _module(tmp_path / 'flat', unlabelled_val=True, with_labels=False)
+    assert len(_held_out(share)) == 2 and isinstance(share.train_dataset, Subset)
+    assert not set(_held_out(share)) & set(share.train_dataset.indices)
+    assert _held_out(share) != _held_out(_module(tmp_path / 'flat', unlabelled_val=True, seed=1))
+    module = _module(tmp_path / 'split', unlabelled_val=True, with_labels=False)
+    for loader in (module.val_dataloader(), module.test_dataloader(), module.predict_dataloader()):
+        assert isinstance(loader, DataLoader)
+        assert len(loader.dataset) == 10 and 'label' not in next(iter(loader))  # type: ignore[arg-type]
+    asked_not = _module(tmp_path / 'split')
+    assert asked_not.val_dataset is None and asked_not.test_dataset is None
+
+
+@pytest.mark.parametrize('splits', [('train', 'val', 'test'), ('train', 'val'), ('train',)])
+def test_predictions_take_the_last_split_there_is(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    for count, split in enumerate(splits, start=2):
+        write_classes(tmp_path / split, count=count)
+    module = _module(tmp_path)
+    module.setup('predict')
+    expected = {'train': module.val_dataset, 'val': module.val_dataset, 'test': module.test_dataset}
+    loader = module.predict_dataloader()
+    assert loader.dataset is expected[splits[-1]] and 'label' in next(iter(loader))
 
 
 @pytest.mark.parametrize(

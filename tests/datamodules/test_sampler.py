@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchgeo_explora.datamodules import FolderDataModule, ResumableSampler
-from torchgeo_explora.datamodules._sampler import shuffled
+from torchgeo_explora.datamodules._sampler import Passes, shuffled
 from torchgeo_explora.errors import ConfigError
 
 IMAGES, BATCH = 23, 4
@@ -30,6 +30,25 @@ def test_every_pass_holds_every_sample_once() -> None:
 def test_any_position_can_be_taken_up(start: int) -> None:
     whole = list(shuffled(7, 3, 0, 30))
     assert list(shuffled(7, 3, start, 30)) == whole[start:]
+
+
+class _Drawn:
+    """Samples that say where and when they were drawn."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def draw(self, index: int, epoch: int) -> dict[str, Tensor]:
+        return {'drawn': torch.tensor([index, epoch])}
+
+
+def test_keys_carry_the_pass() -> None:
+    passes = Passes(_Drawn())
+    keys = list(ResumableSampler(7, seed=3, total=30, keys=True))
+    drawn = [passes[key]['drawn'].tolist() for key in keys]
+    assert [index for index, _ in drawn] == list(shuffled(7, 3, 0, 30))
+    assert [epoch for _, epoch in drawn] == [position // 7 for position in range(30)]
+    assert len(passes) == 7
 
 
 @pytest.mark.parametrize('total', [3, 7, 16])

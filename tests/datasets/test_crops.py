@@ -79,7 +79,7 @@ def test_one_draw_cuts_two_sizes_alike() -> None:
     small = torch.linspace(0, 1, 32).expand(1, 24, 32).contiguous()
     large = torch.linspace(0, 1, 64).expand(1, 48, 64).contiguous()
     for mode in ('square', 'resized', 'centre'):
-        cropping = Cropping(12, mode)  # type: ignore[arg-type]
+        cropping = Cropping(12, mode)
         for seed in range(5):
             difference = cropping.cut(small, _draw(seed)) - cropping.cut(large, _draw(seed))
             assert difference.abs().max() < 0.05  # a pixel of 32 is 0.03
@@ -93,7 +93,7 @@ def test_no_size_leaves_images_as_they_are() -> None:
 def test_extreme_shapes_give_squares() -> None:
     for mode in ('square', 'resized', 'centre'):
         for height, width in ((1, 90), (90, 1), (1, 1), (2, 3)):
-            cut = Cropping(8, mode).cut(_image(height, width), _draw(1))  # type: ignore[arg-type]
+            cut = Cropping(8, mode).cut(_image(height, width), _draw(1))
             assert cut.shape == (3, 8, 8) and 0 <= float(cut.min()) <= float(cut.max()) <= 1
 
 

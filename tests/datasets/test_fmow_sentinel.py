@@ -60,7 +60,7 @@ def _files(root: Path) -> list[Path]:
 class TestLayouts:
     def test_published(self, root: Path) -> None:
         for split in ('train', 'val', 'test'):
-            dataset = FMoWSentinel(root, split)  # type: ignore[arg-type]
+            dataset = FMoWSentinel(root, split)
             assert len(dataset) == 12 and dataset.skipped == {}
             assert dataset.labels.bincount().nonzero()[:, 0].tolist() == [0, 11, 27]
 

@@ -83,7 +83,7 @@ def test_all_dates_are_cut_by_one_draw(tmp_path: Path) -> None:
         path = tmp_path / 'fmow' / path_of('train', 'airport', 0, date)
         picture.resize(size).save(path, quality=100)
     for mode in ('square', 'resized'):
-        dataset = FMoWTemporal(tmp_path, cropping=Cropping(16, mode))  # type: ignore[arg-type]
+        dataset = FMoWTemporal(tmp_path, cropping=Cropping(16, mode))
         spread = []
         for epoch in range(8):
             image = dataset.draw(0, epoch)['image']
@@ -168,7 +168,7 @@ def test_any_number_of_dates(tmp_path: Path) -> None:
         assert sample['image'].shape[0] == len(sample['timestamps']) == dates
     for wrong in ({'dates': 0}, {'cropping': Cropping()}):
         with pytest.raises(ConfigError, match='dates'):
-            FMoWTemporal(tmp_path, **wrong)  # type: ignore[arg-type]
+            FMoWTemporal(tmp_path, **wrong)
 
 
 def test_plot(tmp_path: Path) -> None:

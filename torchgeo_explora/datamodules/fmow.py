@@ -15,6 +15,7 @@ from torchgeo_explora.datasets import (
     FMoWSentinel,
     FMoWTemporal,
 )
+from torchgeo_explora.datasets._bands import band_positions
 from torchgeo_explora.datasets._fmow import FMoW
 from torchgeo_explora.datasets._fmow_download import download_sentinel
 from torchgeo_explora.errors import ImageError
@@ -245,6 +246,7 @@ class FMoWSentinelDataModule(FMoWDataModule):
         download: bool = False,
         checksum: bool = True,
     ) -> None:
+        band_positions(band_names, bands, 'fMoW-Sentinel')
         options = {
             'bands': bands, 'band_names': band_names, 'check_files': check_files,
             'checksum': checksum,

@@ -116,10 +116,11 @@ class SpectralAugmentation(nn.Module):
                 '(batch, channels, height, width) or (batch, dates, channels, height, width).'
             )
         height, width = images.shape[-2:]
-        if (self.turn_p > 0 and height != width) or min(height, width) <= self.blur_kernel // 2:
+        least = self.blur_kernel // 2 + 1 if self.blur_p > 0 else 1  # it mirrors half its window
+        if (self.turn_p > 0 and height != width) or min(height, width) < least:
             raise ImageError(
-                f'The images are {width}x{height} pixels: give squares, or turn_p 0, of more than '
-                f'{self.blur_kernel // 2} pixels.'
+                f'The images are {width}x{height} pixels: give squares, or turn_p 0, of at least '
+                f'{least} pixels.'
             )
 
     def draw(self, batch: int, dates: int, bands: int, generator: torch.Generator) -> SpectralDraw:
@@ -169,7 +170,10 @@ def apply_spectral(
         rows = chosen.nonzero()[:, 0].to(images.device)
         stacked[rows] = flip(stacked[rows])
     for turns in (1, 2, 3):
-        rows = (draw.turns == turns).nonzero()[:, 0].to(images.device)
+        chosen = draw.turns == turns
+        if not chosen.any():  # images that are not square can be left as they are
+            continue
+        rows = chosen.nonzero()[:, 0].to(images.device)
         stacked[rows] = torch.rot90(stacked[rows], turns, (-2, -1))
     rows = draw.blurred.nonzero()[:, 0].to(images.device)
     if rows.numel() > 0:
