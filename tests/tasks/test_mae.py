@@ -49,6 +49,7 @@ from torchgeo_explora.objectives.mae_steps import (
 )
 from torchgeo_explora.objectives.steps import step_seed
 from torchgeo_explora.tasks import CollapseGuard, ExPLoRAMAE, FeatureHealth
+from torchgeo_explora.transforms import SpectralAugmentation
 
 EPOCHS = 5
 STEPS = EPOCHS * BATCHES
@@ -140,6 +141,7 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
     'plain': ('plain', {'drop_path': 0.4, 'weight_decay': 0.1, 'clip': 0.1}),
     'groups': ('groups', {'masking': 'shared', 'train_channel_embed': True}),
     'dates': ('dates', {'norm_pix_loss': False, 'flip_p': 0.5}),
+    'augmented': ('groups', {'augmentation': SpectralAugmentation()}),
 }
 
 
@@ -159,6 +161,28 @@ def test_resumed_run_equals_the_unbroken_one(
         assert resumed.micro_step == 12, cut
         assert_equal(weights(resumed), whole)
     assert {p.name for p in (tmp_path / 'again').iterdir()} == FILES
+
+
+def test_augmentation_changes_training_alone(roots: dict[str, Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {'steps': 3, 'augmentation': SpectralAugmentation()}
+    augmented = _fit('groups', roots['groups'], tmp_path, task=options)
+    plain = _fit('groups', roots['groups'], tmp_path, task={'steps': 3})
+    name = 'model.encoder.patch_embed.0.proj.weight'
+    assert not torch.equal(weights(augmented)[name], weights(plain)[name])
+    batch = {'image': _noise(2, 10, 32, 32)}
+    one, other = make_task('groups', **options), make_task('groups')
+    assert torch.equal(one.evaluate(batch, 0)['loss'], other.evaluate(batch, 0)['loss'])
+
+
+@pytest.mark.parametrize('augmentation', [None, SpectralAugmentation(blur_p=1.0)])
+def test_views_are_not_rounded_in_half_precision(augmentation: SpectralAugmentation | None) -> None:
+    task = make_task('plain', augmentation=augmentation)
+    images = _noise(4, 3, 40, 40)
+    expected = task.training_views(images, 1)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = task.training_views(images, 1)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
 
 
 def test_every_trained_weight_has_a_gradient_where_a_group_is_hidden() -> None:

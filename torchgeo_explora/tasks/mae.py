@@ -32,6 +32,10 @@ from torchgeo_explora.tasks._autoencoder import build_autoencoder, find_channels
 from torchgeo_explora.tasks._pretraining import MicroBatch, PretrainingTask
 from torchgeo_explora.tasks._publish import normalization, publish, publish_decoder
 from torchgeo_explora.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
+from torchgeo_explora.transforms.spectral import SpectralAugmentation
+
+# Keeps its draws apart from those of views, masks and stochastic depth, which share the seed
+AUGMENTATION = 1 << 61
 
 
 class ExPLoRAMAE(PretrainingTask):
@@ -58,6 +62,7 @@ class ExPLoRAMAE(PretrainingTask):
         std: Standard deviation of each band.
         pool: What ``predict`` returns: the ``mean`` patch, or the class ``token``, which no loss
             of MAE acts on directly.
+        augmentation: Further changes of the training images, for any bands; none in the paper.
         drop_path: Largest rate of stochastic depth in the encoder.
         seed: Seed of the new weights, crops and masks.
         grad_checkpointing: Recompute activations in the backward pass to save memory.
@@ -101,7 +106,7 @@ class ExPLoRAMAE(PretrainingTask):
         WeightsError: If the weights cannot be read or do not fit.
     """
 
-    ignore: Sequence[str] = ('weights', 'decoder_weights')
+    ignore: Sequence[str] = ('weights', 'decoder_weights', 'augmentation')
 
     def __init__(
         self,
@@ -115,6 +120,7 @@ class ExPLoRAMAE(PretrainingTask):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         pool: Literal['mean', 'token'] = 'mean',
+        augmentation: SpectralAugmentation | None = None,
         drop_path: float = 0.0,
         seed: int = 0,
         grad_checkpointing: bool = False,
@@ -161,6 +167,7 @@ class ExPLoRAMAE(PretrainingTask):
         self.weights, self.decoder_weights = weights, decoder_weights
         self.begin(self.recipe.optimization.steps, self.recipe.optimization.accumulate)
         super().__init__()
+        self.augmentation = augmentation  # a module: only now may it be set
         self.automatic_optimization = False
 
     def configure_models(self) -> None:
@@ -226,11 +233,24 @@ class ExPLoRAMAE(PretrainingTask):
     def micro_batch(self, batch: dict[str, Any], window_start: int) -> MicroBatch:
         """Cut, mask and evaluate, with randomness that depends on the step alone."""
         seed = step_seed(self.hparams['seed'], self.micro_step, self.global_rank)
-        views = random_views(batch['image'], self.recipe.views, seed)
-        images = self.eval_transform.normalize(views)
+        images = self.training_views(batch['image'], seed)
         output = mae_micro_batch(self.model, images, seed, batch.get('timestamps'))
         rate = self.learning_rate(len(images))(window_start)
         return MicroBatch(output.loss, {'lr': rate}, len(images))
+
+    def training_views(self, images: Tensor, seed: int) -> Tensor:
+        """Cut, augment and normalise, in float32 whatever the run's precision.
+
+        Args:
+            images: (B, C, H, W) or (B, T, C, H, W) in [0, 1].
+            seed: Draws the cuts and changes.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            views = random_views(images, self.recipe.views, seed)
+            if self.augmentation is not None:
+                views = self.augmentation(views, seed ^ AUGMENTATION)
+            normalized: Tensor = self.eval_transform.normalize(views)
+        return normalized
 
     def set_rates(self, optimizer: torch.optim.Optimizer, window_start: int, images: int) -> None:
         """Set the rate of everything that trains."""
