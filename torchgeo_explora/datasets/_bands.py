@@ -134,5 +134,7 @@ def satmae_scale(values: NDArray[np.generic], bands: Sequence[str]) -> NDArray[n
         (C, H, W) bytes; divided by 255 they are the network's input.
     """
     low, high = (side[:, None, None] for side in satmae_range(bands))
-    scaled = 255 * (values.astype(np.float64) - low) / (high - low)
-    return np.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0).clip(0, 255).astype(np.uint8)
+    scaled = (255 * (values.astype(np.float64) - low) / (high - low)).clip(0, 255)
+    if values.dtype.kind == 'f':
+        scaled[~np.isfinite(values)] = 0
+    return scaled.astype(np.uint8)
