@@ -43,7 +43,7 @@ def test_scaled_learning_rate() -> None:
 
 
 RANKS = 4
-PUBLISHED: dict[str, tuple[float, float, int, tuple[int, ...], int, int]] = {
+PUBLISHED: dict[str, tuple[float, int, int, tuple[int, ...], int, int]] = {
     # peak rate, warm-up in epochs, rank, blocks, rank of the decoder, epochs
     'paper': (6e-4, 1, 64, (-1,), 8, 200),
     'script': (1.8e-3, 1, 64, (-1,), 8, 400),

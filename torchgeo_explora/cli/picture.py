@@ -177,6 +177,7 @@ def draw_neighbours(
     order = np.random.default_rng([seed, 2]).permutation(length(dataset))
     queries = torch.from_numpy(order[:QUERIES].copy())
     found = [nearest(features, queries, NEIGHBOURS) for features in (before, after)]
+    _check_order(dataset, before, torch.cat([queries, *(side.flatten() for side in found)]))
     width = found[0].shape[1]
     columns = 1 + 2 * (width + 1)
     sub: GridSpecFromSubplotSpec = cell.subgridspec(
@@ -194,6 +195,14 @@ def draw_neighbours(
         figure.add_subplot(sub[0, column], frameon=False, xticks=[], yticks=[]).set_title(
             title, fontsize=10, loc='left', color=INK
         )
+
+
+def _check_order(dataset: Dataset[Sample], features: Features, shown: Tensor) -> None:
+    for index in shown.tolist():
+        label = dataset[index].get('label')
+        if features.labels is not None and label is not None:
+            same = int(label) == int(features.labels[index])
+            assert same, 'images and features stand in different orders'
 
 
 def _agreement(dataset: Dataset[Sample], query: int, index: int) -> bool | None:

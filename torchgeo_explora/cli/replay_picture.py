@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import Subset
 
 from torchgeo_explora.cli.picture import (
     draw_bars,
@@ -53,7 +56,7 @@ def draw_replay(
     draw_checks(axes[1], rows, report['before'])
     draw_loss(axes[2], rows)
     before, after = (load_features(run.features('scored', side)) for side in ('base', 'adapted'))
-    draw_neighbours(figure, grid[2], target[1], before, after, report['seed'])
+    draw_neighbours(figure, grid[2], as_in_folder(target[1]), before, after, report['seed'])
     figure.suptitle(
         f'ExPLoRA replayed on synthetic scenes, target domain: {report["sentence"]}\n'
         f'base: {100 * base.accuracy:.1f} % in its own (source) domain. '
@@ -61,6 +64,15 @@ def draw_replay(
         fontsize=12, color=INK, y=0.965,
     )  # fmt: skip
     return save_png(figure, folder.path / 'replay.png')
+
+
+def as_in_folder(scenes: SyntheticScenes) -> Subset[dict[str, Tensor]]:
+    """Return scenes in the order of the files that they were written to: class by class.
+
+    Args:
+        scenes: In their own order, which the numbers of the files follow.
+    """
+    return Subset(scenes, torch.argsort(scenes.labels, stable=True).tolist())
 
 
 def _tiles(
