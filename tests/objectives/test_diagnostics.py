@@ -193,3 +193,12 @@ def test_limits_are_checked_and_obeyed() -> None:
     for wrong in ({'rank_fraction': 2.0}, {'checks': 0}, {'prototypes': -1.0}):
         with pytest.raises(ConfigError):
             CollapseLimits(**wrong)
+
+
+def test_images_that_the_base_cannot_tell_apart_are_no_collapse() -> None:
+    later = tuple(HealthCheck(step, rank=0.0, cosine=1.0) for step in (10, 20, 30))
+    for cosine in (1.0, 1 - 1e-9):
+        base = HealthCheck(0, rank=0.0, cosine=cosine)
+        assert not collapse_verdict(HealthHistory(base, later)).collapsed
+    told_apart = HealthCheck(0, rank=0.0, cosine=1 - 1e-3)
+    assert collapse_verdict(HealthHistory(told_apart, later)).collapsed

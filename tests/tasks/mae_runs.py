@@ -36,10 +36,10 @@ TINY: dict[str, Any] = {
 
 
 @register_model
-def tiny_group_channel_vit(pretrained: bool = False, **kwargs: Any) -> GroupChannelViT:  # noqa: ANN401
+def tiny_mae_group_vit(pretrained: bool = False, **kwargs: Any) -> GroupChannelViT:  # noqa: ANN401
     """SatMAE's groups in a small model."""
     options = {**TINY, 'channel_embed_dim': 8, 'in_chans': 10}
-    model = build_token_vit(GroupChannelViT, 'tiny_group_channel_vit', pretrained, options, kwargs)
+    model = build_token_vit(GroupChannelViT, 'tiny_mae_group_vit', pretrained, options, kwargs)
     assert isinstance(model, GroupChannelViT)
     return model
 
@@ -52,10 +52,10 @@ def tiny_plain_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer
 
 
 @register_model
-def tiny_temporal_vit(pretrained: bool = False, **kwargs: Any) -> TemporalViT:  # noqa: ANN401
+def tiny_mae_temporal_vit(pretrained: bool = False, **kwargs: Any) -> TemporalViT:  # noqa: ANN401
     """Dates in a small model."""
     options = {**TINY, 'time_embed_dim': 12}
-    model = build_token_vit(TemporalViT, 'tiny_temporal_vit', pretrained, options, kwargs)
+    model = build_token_vit(TemporalViT, 'tiny_mae_temporal_vit', pretrained, options, kwargs)
     assert isinstance(model, TemporalViT)
     return model
 
@@ -73,10 +73,10 @@ SMALL: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     'plain': {'model': 'tiny_plain_vit'},
     'groups': {
-        'model': 'tiny_group_channel_vit', 'bands': list(SATMAE_BANDS), 'groups': GROUPS,
+        'model': 'tiny_mae_group_vit', 'bands': list(SATMAE_BANDS), 'groups': GROUPS,
         'mean': [0.0] * 10, 'std': [1.0] * 10, 'random_crop': False,
     },
-    'dates': {'model': 'tiny_temporal_vit', 'random_crop': False},
+    'dates': {'model': 'tiny_mae_temporal_vit', 'random_crop': False},
 }  # fmt: skip
 BATCHES = 3  # of an epoch
 

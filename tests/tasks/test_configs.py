@@ -99,7 +99,7 @@ def test_groups_of_another_sensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     merged = tmp_path / 'output' / 'explora_mae_folder' / 'explora.safetensors'
     bands = json.loads(read_metadata(merged)['bands'])
     assert bands == ['blue', 'green', 'red', 'nir', 'swir1', 'swir2']
-    model, _ = create_backbone('tiny_group_channel_vit', merged)
+    model, _ = create_backbone('tiny_mae_group_vit', merged)
     assert isinstance(model, GroupChannelViT)
     assert model.channel_groups == ((0, 1, 2), (3, 4, 5))
 

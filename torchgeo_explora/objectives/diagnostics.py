@@ -16,6 +16,10 @@ from torch import Tensor
 
 from torchgeo_explora.errors import ConfigError
 
+# Below this spread of the base's own features (all images alike, float32 rounding) there is no
+# spread left that a network could lose
+RESOLUTION = 1e-6
+
 
 def effective_rank(features: Float[Tensor, 'n dim'], center: bool = True) -> float:
     """Exponential of the entropy of the normalised singular values.
@@ -317,7 +321,7 @@ def _rules(history: HealthHistory, limits: CollapseLimits) -> list[_Rule]:
     rules = [_finite_rule(), _feature_rule(), _prototype_rule(limits)]
     if base.rank is not None:
         rules.append(_rank_rule(base.rank, limits))
-    if base.cosine is not None:
+    if base.cosine is not None and 1 - base.cosine > RESOLUTION:
         rules.append(_spread_rule(base.cosine, limits))
     if base.knn is not None:
         rules.append(_knn_rule(base.knn, history.knn_images, limits))
