@@ -30,7 +30,9 @@ from torchgeo_explora.models.builders import (
     explora_vit_large,
     explora_vit_small,
 )
+from torchgeo_explora.models.classifier import Classifier, build_classifier
 from torchgeo_explora.models.explora_vit import DINOv2VisionTransformer
+from torchgeo_explora.models.fitted import FittedModel, load_model, save_model
 from torchgeo_explora.models.group_channel_vit import GroupChannelViT
 from torchgeo_explora.models.groups import SATMAE_BANDS, SENTINEL2_GROUPS, resolve_groups
 from torchgeo_explora.models.mae_decoder import (
@@ -42,6 +44,7 @@ from torchgeo_explora.models.mae_decoder import (
     build_decoder,
 )
 from torchgeo_explora.models.registry import find_weights, register_with_torchgeo
+from torchgeo_explora.models.spec import ModelSpec
 from torchgeo_explora.models.temporal_vit import TemporalViT
 from torchgeo_explora.models.weights import (
     ViTBase8_GroupChannel_SatMAE_Weights,
@@ -61,14 +64,17 @@ __all__ = [
     'SATMAE_BANDS',
     'SENTINEL2_GROUPS',
     'Checkpoint',
+    'Classifier',
     'Conversion',
     'DINOv2VisionTransformer',
     'DecoderReport',
     'DecoderSizes',
+    'FittedModel',
     'GroupChannelMAEDecoder',
     'GroupChannelViT',
     'LoadReport',
     'MAEDecoder',
+    'ModelSpec',
     'TemporalMAEDecoder',
     'TemporalViT',
     'TokenDecoder',
@@ -83,6 +89,7 @@ __all__ = [
     'ViTLarge16_MAE_Natural_Weights',
     'ViTLarge16_Temporal_SatMAE_Weights',
     'ViTSmall14_DINOv2_Natural_Weights',
+    'build_classifier',
     'build_decoder',
     'convert_state_dict',
     'create_backbone',
@@ -99,11 +106,13 @@ __all__ = [
     'find_weights',
     'load_backbone',
     'load_decoder',
+    'load_model',
     'read_checkpoint',
     'read_metadata',
     'register_with_torchgeo',
     'resolve_groups',
     'save_backbone',
+    'save_model',
 ]
 
 register_with_torchgeo(_ENTRIES)
