@@ -87,14 +87,20 @@ def embed_patches(
             product (EPYC, torch 2.15, 1 thread; widths 768 and 1,024 and patches of 16 pixels).
     """
     height, width = conv.kernel_size
-    columns = images.shape[3] // width
-    # a view of tiles: only the pixels of the wanted ones are copied
-    tiles = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (b, c, gh, p, gw, q)
-    tiles = tiles.permute(0, 2, 4, 1, 3, 5)
-    pixels = tiles[rows, cells // columns, cells % columns]  # (n, c, p, q)
+    bands, columns = images.shape[1], images.shape[3] // width
+    # the image as strings of pixels, one patch wide: each is copied in one piece
+    strings = images.reshape(-1, width)  # (b*c*h*columns, q)
+    corner = (rows * bands * images.shape[2] + cells // columns * height) * columns
+    corner = corner + cells % columns  # (n,)
+    lines = torch.arange(bands, device=rows.device)[:, None] * images.shape[2]
+    lines = (lines + torch.arange(height, device=rows.device)).flatten() * columns  # (c*p,)
     if images.device.type != 'cpu' or len(rows) == 0:
-        return F.linear(pixels.flatten(1), conv.weight.flatten(1), conv.bias)
-    laid = pixels.unflatten(0, (strips, -1)).permute(0, 2, 3, 1, 4).flatten(3)
+        pixels = strings.index_select(0, (corner[:, None] + lines).flatten())
+        return F.linear(
+            pixels.view(len(rows), conv.weight[0].numel()), conv.weight.flatten(1), conv.bias
+        )
+    order = (corner.view(strips, 1, -1) + lines[:, None]).flatten()
+    laid = strings.index_select(0, order).view(strips, bands, height, -1)
     if strips == 1:  # the output then needs no transposition
         laid = laid.contiguous(memory_format=torch.channels_last)
     out: Tensor = F.conv2d(laid, conv.weight, conv.bias, stride=(height, width))
