@@ -1,5 +1,13 @@
 """Building blocks: low-rank layers, tokens, position embeddings, heads and masks."""
 
+from torchgeo_explora.layers.drop_path import (
+    DropPathBlock,
+    add_branch,
+    apply_drop_path,
+    draw_kept,
+    drop_path_rates,
+    seed_drop_path,
+)
 from torchgeo_explora.layers.embedder import TokenEmbedder
 from torchgeo_explora.layers.heads import DINOHead
 from torchgeo_explora.layers.lora import LoRALinear, Segment
@@ -28,14 +36,19 @@ from torchgeo_explora.layers.tokens import (
 
 __all__ = [
     'DINOHead',
+    'DropPathBlock',
     'LoRALinear',
     'MaskSpec',
     'Segment',
     'TokenEmbedder',
     'TokenMask',
     'TokenSelection',
+    'add_branch',
+    'apply_drop_path',
     'block_masks',
+    'draw_kept',
     'draw_noise',
+    'drop_path_rates',
     'embed_tokens',
     'encode',
     'encode_selected',
@@ -48,6 +61,7 @@ __all__ = [
     'patch_grid',
     'patch_tokens',
     'resample_pos_embed',
+    'seed_drop_path',
     'select_tokens',
     'sincos',
     'sincos_grid',
