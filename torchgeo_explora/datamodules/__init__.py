@@ -4,13 +4,20 @@ from ._sampler import ResumableSampler
 from .eurosat import EuroSATDataModule, EuroSATRGBDataModule
 from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
 from .folder import FolderDataModule
+from .naip_landcover import NAIPLandCoverDataModule
+from .resisc45 import RESISC45DataModule
+from .wilds import Camelyon17DataModule, IWildCamDataModule
 
 __all__ = [
+    'Camelyon17DataModule',
     'EuroSATDataModule',
     'EuroSATRGBDataModule',
     'FMoWRGBDataModule',
     'FMoWSentinelDataModule',
     'FMoWTemporalDataModule',
     'FolderDataModule',
+    'IWildCamDataModule',
+    'NAIPLandCoverDataModule',
+    'RESISC45DataModule',
     'ResumableSampler',
 ]

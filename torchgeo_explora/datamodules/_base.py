@@ -4,7 +4,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoDataset
 
-from torchgeo_explora.datasets._fmow import FMoW
+from torchgeo_explora.datasets._drawn import DrawnImages
 from torchgeo_explora.errors import ConfigError
 
 from ._sampler import Passes, ResumableLoader, ResumableSampler, Sample
@@ -34,10 +34,18 @@ class ImageDataModule(NonGeoDataModule):
     Attributes:
         num_channels: Bands of the images, once set up.
         classes: Names of the classes, or None where there are no labels.
+        scale: For each band the values of the files that become 0 and 1, once set up; None where it
+            is not known.
+        resolution: Metres of a pixel of the images that come out; None where it is not known or
+            varies.
+        official_metrics: What the data set's benchmark reports.
     """
 
     num_channels: int
     classes: list[str] | None
+    scale: tuple[tuple[float, float], ...] | None = None
+    resolution: float | None = None
+    official_metrics: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -71,7 +79,7 @@ class ImageDataModule(NonGeoDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Full batches in the resumable order."""
         dataset = self._valid_attribute('train_dataset', 'dataset')
-        drawn = isinstance(dataset, FMoW)
+        drawn = isinstance(dataset, DrawnImages)
         rank, world = (
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )

@@ -8,7 +8,7 @@ import torch
 from torchgeo.datasets import DatasetNotFoundError, EuroSAT, EuroSATSpatial
 
 from torchgeo_explora.datasets import SATMAE_BANDS, SENTINEL2_BANDS, satmae_scale
-from torchgeo_explora.datasets._bands import band_positions
+from torchgeo_explora.datasets._bands import band_positions, satmae_range
 from torchgeo_explora.datasets._pixels import fit_square
 from torchgeo_explora.errors import ConfigError, ImageError
 
@@ -26,6 +26,12 @@ Found by comparing: of the divisors 2500, 2700, 2750, 2800 and 3000, 2750 gives 
 images' B04, B03, B02 the smallest distance to the published JPEGs, 1.5 of 255 on average, which is
 JPEG's own noise (15 images at hand in both forms; `tests/datamodules/test_eurosat.py` repeats it).
 """
+
+SIDE = 64
+"""Pixels of a side of the published images."""
+
+METRES = 10
+"""Metres of a pixel of the published images, to which all bands were resampled."""
 
 _SPLITS = {'random': EuroSAT, 'spatial': EuroSATSpatial}
 
@@ -106,8 +112,11 @@ class EuroSATRGBDataModule(ImageDataModule):
         """
         if self._ready:
             return
+        self.resolution = METRES * SIDE / self.image_size
+        self.scale = ((0.0, float(RGB_MAXIMUM)),) * self.num_channels
         if self.is_folder:
             self._folder.setup(stage)
+            self.scale = self._folder.scale
             self.train_dataset = self._folder.train_dataset
             self.val_dataset = self._folder.val_dataset
             self.test_dataset = self._folder.test_dataset
@@ -211,6 +220,9 @@ class EuroSATDataModule(ImageDataModule):
         """
         if self._ready:
             return
+        self.resolution = METRES * SIDE / self.image_size
+        low, high = satmae_range(self.bands)
+        self.scale = tuple(zip(low.tolist(), high.tolist(), strict=True))
         train = self._split('train')
         self.train_dataset, self.classes = train, list(train.classes)
         self.val_dataset, self.test_dataset = self._split('val'), self._split('test')

@@ -1,11 +1,11 @@
 """Data modules of Functional Map of the World: RGB, Sentinel-2 and sequences of dates."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
-from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
+from torchgeo.datasets import DatasetNotFoundError
 
 from torchgeo_explora.datasets import (
     SATMAE_BANDS,
@@ -15,95 +15,23 @@ from torchgeo_explora.datasets import (
     FMoWSentinel,
     FMoWTemporal,
 )
-from torchgeo_explora.datasets._bands import band_positions
-from torchgeo_explora.datasets._fmow import FMoW
+from torchgeo_explora.datasets._bands import band_positions, satmae_range
+from torchgeo_explora.datasets._drawn import DrawnImages
 from torchgeo_explora.datasets._fmow_download import download_sentinel
-from torchgeo_explora.errors import ImageError
 
-from ._base import ImageDataModule
+from ._cropped import BYTES, CroppedDataModule
+
+type _Split = Literal['train', 'val', 'test']
 
 
-class FMoWDataModule(ImageDataModule, ABC):
-    """What the three data modules of fMoW share: splits and crops.
-
-    Images vary in size, so that loader workers cut squares out of them. For training that is a
-    random-resized crop where ``train_scale`` is given, else the largest square at a random place;
-    both depend on the seed, the pass over the data and the image alone. All other images are resized
-    and their centre is cut out. Nothing is flipped or normalised.
+class FMoWDataModule(CroppedDataModule, ABC):
+    """What the three data modules of fMoW share: test images.
 
     ``test`` uses the test images, or the validation images where there are none, as in fMoW's RGB
     tables; ``predict`` the same, with labels.
-
-    Args:
-        dataset_class: Class of the data sets.
-        root: Folder of the data set.
-        image_size: Side of the squares in pixels.
-        batch_size: Images of a batch (on each device).
-        num_workers: Processes that load images.
-        seed: Seed of the training order and of what is drawn.
-        steps_per_epoch: Batches of an epoch; None for one pass over the images.
-        train_scale: Smallest and largest share of the area of a random-resized crop.
-        eval_resize: Shorter side before the centre is cut out; None for ``image_size``. SatMAE takes
-            109 for 96, and 256 for 224.
-        options: Further arguments of the data sets.
     """
 
-    def __init__(
-        self,
-        dataset_class: type[NonGeoDataset],
-        root: str | Path,
-        image_size: int,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        steps_per_epoch: int | None,
-        train_scale: tuple[float, float] | None,
-        eval_resize: int | None,
-        options: dict[str, Any],
-    ) -> None:
-        super().__init__(dataset_class, batch_size, num_workers, seed, steps_per_epoch)
-        self.root, self.image_size, self.options = Path(root), image_size, options
-        scale = (0.2, 1.0) if train_scale is None else train_scale
-        self.train_cropping = Cropping(
-            image_size, 'square' if train_scale is None else 'resized', scale
-        )
-        self.eval_cropping = Cropping(image_size, 'centre', resize=eval_resize)
-        self._sets: dict[str, FMoW] = {}
-
-    @abstractmethod
-    def _dataset(self, split: Literal['train', 'val', 'test'], cropping: Cropping) -> FMoW:
-        """One split."""
-
-    def setup(self, stage: str) -> None:
-        """Read the tables that a stage needs, each once.
-
-        Args:
-            stage: ``fit``, ``validate``, ``test`` or ``predict``.
-
-        Raises:
-            ImageError: If the images are not there or cannot be used.
-        """
-        if stage == 'fit':
-            self.train_dataset = self._split('train', self.train_cropping)
-        if stage in {'fit', 'validate'}:
-            self.val_dataset = self._split('val', self.eval_cropping)
-        if stage in {'test', 'predict'}:
-            self.test_dataset = self._test()
-            self.predict_dataset = self.test_dataset
-        self.classes = list(next(iter(self._sets.values())).classes)
-
-    def _split(self, split: Literal['train', 'val', 'test'], cropping: Cropping) -> FMoW:
-        if split not in self._sets:
-            try:
-                self._sets[split] = self._dataset(split, cropping)
-            except DatasetNotFoundError as error:
-                raise ImageError(
-                    f'{self.root} holds no {split} images of {self.dataset_class.__name__}: give '
-                    'the folder with its tables and images, laid out as docs/datasets.md shows.'
-                ) from error
-        return self._sets[split]
-
-    def _test(self) -> FMoW:
+    def _test(self) -> DrawnImages:
         try:
             self._sets['test'] = self._dataset('test', self.eval_cropping)
         except DatasetNotFoundError:
@@ -152,9 +80,10 @@ class FMoWRGBDataModule(FMoWDataModule):
             train_scale, eval_resize, options,
         )  # fmt: skip
         self.bands, self.num_channels = list(FMoWRGB.bands), len(FMoWRGB.bands)
+        self.scale = BYTES * self.num_channels
 
-    def _dataset(self, split: Literal['train', 'val', 'test'], cropping: Cropping) -> FMoW:
-        return FMoWRGB(self.root, split, cropping, seed=self.seed, **self.options)
+    def _dataset(self, split: str, cropping: Cropping) -> DrawnImages:
+        return FMoWRGB(self.root, cast('_Split', split), cropping, seed=self.seed, **self.options)
 
 
 class FMoWTemporalDataModule(FMoWDataModule):
@@ -202,9 +131,12 @@ class FMoWTemporalDataModule(FMoWDataModule):
             train_scale, eval_resize, options,
         )  # fmt: skip
         self.bands, self.num_channels = list(FMoWTemporal.bands), len(FMoWTemporal.bands)
+        self.scale = BYTES * self.num_channels
 
-    def _dataset(self, split: Literal['train', 'val', 'test'], cropping: Cropping) -> FMoW:
-        return FMoWTemporal(self.root, split, cropping, seed=self.seed, **self.options)
+    def _dataset(self, split: str, cropping: Cropping) -> DrawnImages:
+        return FMoWTemporal(
+            self.root, cast('_Split', split), cropping, seed=self.seed, **self.options
+        )
 
 
 class FMoWSentinelDataModule(FMoWDataModule):
@@ -256,6 +188,8 @@ class FMoWSentinelDataModule(FMoWDataModule):
             train_scale, eval_resize, options,
         )  # fmt: skip
         self.bands, self.num_channels, self.download = list(bands), len(bands), download
+        low, high = satmae_range(bands)
+        self.scale = tuple(zip(low.tolist(), high.tolist(), strict=True))
 
     def prepare_data(self) -> None:
         """Download the images where this is asked for and needed, in one process only."""
@@ -263,5 +197,7 @@ class FMoWSentinelDataModule(FMoWDataModule):
             for split in ('train', 'val', 'test'):
                 download_sentinel(self.root, split, bool(self.options['checksum']))
 
-    def _dataset(self, split: Literal['train', 'val', 'test'], cropping: Cropping) -> FMoW:
-        return FMoWSentinel(self.root, split, cropping=cropping, seed=self.seed, **self.options)
+    def _dataset(self, split: str, cropping: Cropping) -> DrawnImages:
+        return FMoWSentinel(
+            self.root, cast('_Split', split), cropping=cropping, seed=self.seed, **self.options
+        )

@@ -58,6 +58,7 @@ class FolderDataModule(ImageDataModule):
 
     Attributes:
         bands: Names of the bands, once set up.
+        scale: Values of each band that become 0 and 1, once set up.
 
     Raises:
         ConfigError: If an argument is not possible.
@@ -92,7 +93,8 @@ class FolderDataModule(ImageDataModule):
             raise ConfigError(f'val_fraction is {val_fraction}: give a number between 0 and 1.')
         self.root, self.val_root, self.cache_dir = root, val_root, cache_dir
         self.val_fraction, self.train_on_val = val_fraction, train_on_val
-        self.with_labels, self.scale, self.num_needed = with_labels, scale, num_channels
+        self.with_labels, self.num_needed = with_labels, num_channels
+        self.given_scale = scale
         self.options: dict[str, Any] = {
             'image_size': image_size, 'bands': bands, 'mode': mode, 'tile': tile,
             'min_size': min_size, 'cache': cache, 'cache_dir': cache_dir, 'seed': seed,
@@ -118,12 +120,15 @@ class FolderDataModule(ImageDataModule):
         train = ImageFolder(
             root / 'train' if split else root,
             with_labels=self.with_labels,
-            scale=self.scale,
+            scale=self.given_scale,
             num_channels=self.num_needed,
             **self.options,
         )
         self.num_channels, self.classes = train.num_channels, train.classes
         self.bands = list(train.bands)
+        # a grey band that is repeated has one scale
+        pairs = list(zip(train.scale.low, train.scale.high, strict=True))
+        self.scale = tuple(pairs * (train.num_channels // len(pairs)))
         self.train_dataset = train
         self.val_dataset = self._validation(root if split else None, train)
         has_test = split and (root / 'test').is_dir()

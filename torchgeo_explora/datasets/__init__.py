@@ -2,20 +2,26 @@
 
 from ._bands import SATMAE_BANDS, SENTINEL2_BANDS, canonical_band, satmae_scale
 from ._crops import Cropping
+from .camelyon17 import Camelyon17
 from .fmow_rgb import FMoWRGB
 from .fmow_sentinel import FMoWSentinel
 from .fmow_temporal import FMoWTemporal
 from .image_folder import ImageFolder
+from .iwildcam import IWildCam
+from .naip_landcover import NAIPLandCover
 from .synthetic import SyntheticScenes
 
 __all__ = [
     'SATMAE_BANDS',
     'SENTINEL2_BANDS',
+    'Camelyon17',
     'Cropping',
     'FMoWRGB',
     'FMoWSentinel',
     'FMoWTemporal',
+    'IWildCam',
     'ImageFolder',
+    'NAIPLandCover',
     'SyntheticScenes',
     'canonical_band',
     'satmae_scale',

@@ -1,15 +1,13 @@
 """Download of fMoW-Sentinel from the Stanford Digital Repository."""
 
-import gzip
-import shutil
-import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchgeo.datasets.utils import download_url
 
 from torchgeo_explora.errors import ImageError
+
+from ._download import fetch, unpack_tar
 
 URL = 'https://stacks.stanford.edu/file/druid:vg497cb6002/'
 ARCHIVE = 'fmow-sentinel.tar.gz'
@@ -57,15 +55,8 @@ def download_sentinel(root: Path, split: str, checksum: bool) -> None:
             check_rows(root / table.name, table.rows)
     if (root / 'fmow-sentinel').is_dir() or (root / split).is_dir():
         return
-    archive = root / ARCHIVE
-    if not archive.is_file():
-        download_url(URL + ARCHIVE, root, ARCHIVE)
-    if checksum and archive.stat().st_size != ARCHIVE_BYTES:
-        raise ImageError(
-            f'{archive} has {archive.stat().st_size:,} bytes, but {ARCHIVE_BYTES:,} were '
-            'published: remove it and download it again.'
-        )
-    unpack(archive, root)
+    fetch(URL + ARCHIVE, root / ARCHIVE, ARCHIVE_BYTES if checksum else None)
+    unpack_tar(root / ARCHIVE, root / 'fmow-sentinel', 'fmow-sentinel')
 
 
 def check_rows(path: Path, rows: int) -> None:
@@ -86,32 +77,3 @@ def check_rows(path: Path, rows: int) -> None:
             f'{path.name} has {found:,} rows, but {rows:,} were published; it was moved to {aside}: '
             'download it again, or give checksum false if a new version was published.'
         )
-
-
-def unpack(archive: Path, root: Path) -> None:
-    """Unpack the archive; its folder has its name only once all of it is there.
-
-    Args:
-        archive: A .tar.gz file of one folder, ``fmow-sentinel``.
-        root: Where that folder goes.
-
-    Raises:
-        ImageError: If the archive is damaged or holds something else.
-    """
-    partial = root / '.fmow-sentinel.partial'
-    try:
-        with gzip.open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode='r|') as file:
-                file.extractall(partial, filter='data')
-            while stream.read(1 << 20):  # tarfile leaves the end, where the checksum is
-                pass
-        if not (partial / 'fmow-sentinel').is_dir():
-            raise ImageError(f'{archive} holds no folder fmow-sentinel: give the published one.')
-        (partial / 'fmow-sentinel').replace(root / 'fmow-sentinel')
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ImageError(
-            f'{archive} cannot be unpacked ({error}): see that there is room for 78 GB more, or '
-            'remove it and download it again.'
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

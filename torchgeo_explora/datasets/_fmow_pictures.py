@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchgeo.datasets import DatasetNotFoundError
 
@@ -19,6 +17,7 @@ from ._csv import Column
 from ._fmow import BASES, CATEGORIES, FMoW, find_folder, label_numbers
 from ._fmow_boxes import context_window, read_notes
 from ._index import ImageIndex, PackedStrings, spread
+from ._indexed import read_rgb
 from ._tables import read_table
 
 # SatMAE calls the second table val_, ExPLoRA test_: both hold the validation images.
@@ -110,8 +109,7 @@ class FMoWPictures(FMoW, ABC):
 
     def _read(self, position: int) -> Tensor:
         path = self._path(position)
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert('RGB')).transpose(2, 0, 1)
+        pixels = read_rgb(path)
         if self.cut_boxes:
             notes = read_notes(path.with_suffix('.json'))
             category = CATEGORIES[int(self.index.labels[position])]
@@ -119,7 +117,7 @@ class FMoWPictures(FMoW, ABC):
             pixels = pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
         if not pixels.any():
             raise ImageError('all of its values are 0')
-        return torch.from_numpy(pixels.copy())
+        return pixels.contiguous()
 
 
 def _in_box_folder(path: str) -> str | None:

@@ -7,6 +7,7 @@ forked workers read the parent's pages, and spawned ones are sent a handle to sh
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -15,6 +16,18 @@ from torch import Tensor
 
 BATCH = 8_192
 """Strings that are held as Python objects at a time."""
+
+
+class Strings(Protocol):
+    """A sequence of strings that never changes and costs loader workers no memory of their own."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str: ...
+
+    def take(self, order: NDArray[np.integer]) -> Self:
+        """The strings at these positions, in this order."""
+        ...
 
 
 class PackedStrings:
@@ -54,9 +67,9 @@ class PackedStrings:
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
 
-    def take(self, order: NDArray[np.integer]) -> 'PackedStrings':
+    def take(self, order: NDArray[np.integer]) -> Self:
         """The strings at these positions, in this order."""
-        return PackedStrings([self[index] for index in order.tolist()])
+        return type(self)([self[index] for index in order.tolist()])
 
     def map(self, change: Callable[[str], str | None]) -> 'PackedStrings | None':
         """Each string changed, or None as soon as one cannot be.
@@ -82,11 +95,13 @@ class ImageIndex:
         paths: Path of every image.
         labels: Class of every image, (N,) int16.
         hours: Hours since 1970 (UTC) of the exposures, (N,) int64; None where it is not known.
+        metadata: What else is known of every image, (N, F) int32; None where there is nothing.
     """
 
-    paths: PackedStrings
+    paths: Strings
     labels: Tensor
     hours: Tensor | None = None
+    metadata: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,6 +118,7 @@ class ImageIndex:
             paths=self.paths.take(order),
             labels=self.labels[rows],
             hours=None if self.hours is None else self.hours[rows],
+            metadata=None if self.metadata is None else self.metadata[rows],
         )
 
 

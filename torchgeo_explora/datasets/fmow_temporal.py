@@ -15,7 +15,7 @@ from ._crops import Cropping, Draw
 from ._fmow_boxes import hours_of, read_notes
 from ._fmow_pictures import FMoWPictures
 from ._headers import READ_ERRORS
-from ._index import PackedStrings, timestamp_features
+from ._index import Strings, timestamp_features
 from ._plots import plot_sample
 from ._tables import TEMPORAL_COLUMNS
 
@@ -146,7 +146,7 @@ class FMoWTemporal(FMoWPictures):
         return plot_sample(sample, self.bands, self.classes, show_titles, suptitle, months)
 
 
-def _group(paths: PackedStrings) -> tuple[Tensor, Tensor, Tensor]:
+def _group(paths: Strings) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures by place.
 
     Args:
