@@ -7,6 +7,7 @@ with ``lora_alpha`` n times as large.
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.layers.lora import LoRALinear
 
 PREFIX = 'base_model.model.'
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 
 
 def stacked_factors(
@@ -32,7 +34,12 @@ def stacked_factors(
     return a, b
 
 
-def save_peft(model: nn.Module, folder: str | Path, base_model: str = '') -> list[Path]:
+def save_peft(
+    model: nn.Module,
+    folder: str | Path,
+    base_model: str = '',
+    besides: Collection[str] = (),
+) -> list[Path]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     ``peft.PeftModel.from_pretrained(stock_model, folder)`` then gives the same outputs.
@@ -41,6 +48,7 @@ def save_peft(model: nn.Module, folder: str | Path, base_model: str = '') -> lis
         model: An adapted model in which nothing but low-rank factors trains.
         folder: Where the two files go.
         base_model: Name of the timm model, for the adapter's configuration.
+        besides: Names of parameters that train too and that the caller keeps elsewhere.
 
     Returns:
         The paths written.
@@ -51,7 +59,7 @@ def save_peft(model: nn.Module, folder: str | Path, base_model: str = '') -> lis
         OutputError: If a file cannot be written.
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
-    _check_only_lora(model, layers)
+    _check_only_lora(model, layers, besides)
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         a, b = stacked_factors(layer)
@@ -59,15 +67,21 @@ def save_peft(model: nn.Module, folder: str | Path, base_model: str = '') -> lis
         tensors[f'{PREFIX}{name}.lora_B.weight'] = b.contiguous()
     config = json.dumps(_config(layers, base_model), indent=2)
     folder = Path(folder)
-    weights = write_tensors(folder / 'adapter_model.safetensors', tensors, {'format': 'pt'})
-    with replacing(folder / 'adapter_config.json') as path:
+    weights = write_tensors(folder / ADAPTER_WEIGHTS, tensors, {'format': 'pt'})
+    with replacing(folder / ADAPTER_CONFIG) as path:
         path.write_text(config)
-    return [weights, folder / 'adapter_config.json']
+    return [weights, folder / ADAPTER_CONFIG]
 
 
-def _check_only_lora(model: nn.Module, layers: dict[str, LoRALinear]) -> None:
+def _check_only_lora(
+    model: nn.Module, layers: dict[str, LoRALinear], besides: Collection[str]
+) -> None:
     factors = {id(p) for m in layers.values() for p in m.parameters() if p.requires_grad}
-    others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in factors]
+    others = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in factors and name not in besides
+    ]
     if not layers or others:
         reason = f'it also trains {others[0]}' if others else 'it has no low-rank updates'
         raise ConfigError(
@@ -91,6 +105,11 @@ def _config(layers: dict[str, LoRALinear], base_model: str) -> dict[str, object]
         'bias': 'none',
         'fan_in_fan_out': False,
         'target_modules': sorted(layers),
-        'rank_pattern': {f'^{re.escape(name)}$': rank for name, rank in ranks.items()},
-        'alpha_pattern': {f'^{re.escape(name)}$': alpha for name, alpha in alphas.items()},
+        'rank_pattern': {layer_pattern(name): rank for name, rank in ranks.items()},
+        'alpha_pattern': {layer_pattern(name): alpha for name, alpha in alphas.items()},
     }
+
+
+def layer_pattern(name: str) -> str:
+    """Return PEFT's pattern of one layer alone, for its tables of ranks and scales."""
+    return f'^{re.escape(name)}$'

@@ -32,6 +32,7 @@ from torchgeo_explora.models.builders import (
 )
 from torchgeo_explora.models.classifier import Classifier, build_classifier
 from torchgeo_explora.models.explora_vit import DINOv2VisionTransformer
+from torchgeo_explora.models.finetuned import load_finetuned, save_finetuned
 from torchgeo_explora.models.fitted import FittedModel, load_model, save_model
 from torchgeo_explora.models.group_channel_vit import GroupChannelViT
 from torchgeo_explora.models.groups import SATMAE_BANDS, SENTINEL2_GROUPS, resolve_groups
@@ -106,12 +107,14 @@ __all__ = [
     'find_weights',
     'load_backbone',
     'load_decoder',
+    'load_finetuned',
     'load_model',
     'read_checkpoint',
     'read_metadata',
     'register_with_torchgeo',
     'resolve_groups',
     'save_backbone',
+    'save_finetuned',
     'save_model',
 ]
 

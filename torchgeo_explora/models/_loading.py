@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapters.state import FORMAT as ADAPTER_FORMAT
-from torchgeo_explora.errors import WeightsError
+from torchgeo_explora.errors import ConfigError, WeightsError
 from torchgeo_explora.models._architecture import Architecture, architecture_of
 from torchgeo_explora.models._build import (
     build_backbone,
@@ -29,6 +29,7 @@ from torchgeo_explora.models._convert import MASK_TOKEN, Conversion, convert_sta
 from torchgeo_explora.models._saving import save_backbone
 from torchgeo_explora.models._sources import open_weights
 from torchgeo_explora.models._stored import native_arguments, stored_grid, stored_groups
+from torchgeo_explora.models.trained import as_start
 
 __all__ = [
     'Checkpoint',
@@ -117,6 +118,7 @@ def create_backbone(
     in_chans: int | None = None,
     *,
     seed: int | None = None,
+    base_weights: str | Path | WeightsEnum | bool | None = None,
     **kwargs: Any,  # noqa: ANN401  # timm's own
 ) -> tuple[VisionTransformer, LoadReport]:
     """Build a vision transformer, plain or of this package, and load weights into it.
@@ -133,11 +135,17 @@ def create_backbone(
         name: Name of a timm model, stock or of this package, with or without a tag.
         weights: None or False initialises at random; True downloads timm's own weights of the
             name; a path, or a member of a weights enum or its name
-            (``'ViTBase14_DINOv2_ExPLoRA_Weights.FMOW_RGB'``), loads those.
+            (``'ViTBase14_DINOv2_ExPLoRA_Weights.FMOW_RGB'``), loads those. A path may also be that
+            of a delta (``adapter.safetensors``), which is applied to ``base_weights``; of a fitted
+            model (``model.safetensors``), whose backbone is taken; or of a checkpoint (``.ckpt``) of
+            this package's tasks, of which the network is taken that they would publish, merged.
         img_size: Side, or height and width, in pixels, that position embeddings are stored for.
         in_chans: Bands of the images, by default those of the model (3 for plain ones); weights
             of three bands are adapted, see :func:`convert_state_dict`.
         seed: Seed of the random initialisation; the global generator is used when not given.
+        base_weights: For a delta: the weights it was trained from, named like ``weights``; by
+            default timm's own, where the delta says that it was trained from these. Their
+            fingerprint is checked.
         **kwargs: Further arguments of the timm model, for instance ``drop_path_rate``, or
             ``channel_groups`` (see :func:`resolve_groups`).
 
@@ -149,10 +157,20 @@ def create_backbone(
         WeightsError: If the weights cannot be read or do not fit.
     """
     checkpoint = open_weights(name, weights)
+    if checkpoint is not None:
+
+        def build(base: Any, bands: int | None) -> VisionTransformer:  # noqa: ANN401  # as weights
+            return create_backbone(name, base, in_chans=bands, **kwargs)[0]
+
+        checkpoint = as_start(checkpoint, base_weights, build)
+    elif base_weights is not None:
+        raise ConfigError(
+            'There are no weights that base_weights would be the base of: give a delta '
+            '(adapter.safetensors) as weights, or the base weights themselves.'
+        )
     asked = None if img_size is None else image_size(img_size)
     native: dict[str, Any] = {}
     if checkpoint is not None:
-        _refuse_adapter(checkpoint)
         native = native_arguments(model_class(name), checkpoint, kwargs)
     model = build_backbone(name, asked, in_chans, seed, {**native, **kwargs})
     if asked is not None:

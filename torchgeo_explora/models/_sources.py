@@ -16,6 +16,7 @@ from torchgeo_explora.models._checkpoint import Checkpoint, read_checkpoint
 from torchgeo_explora.models._stored import own_texts
 from torchgeo_explora.models.registry import find_weights
 
+TIMM_SOURCE = 'timm weights of '
 _ENUM_NAME = re.compile(r'^[A-Za-z]\w*_Weights\.[A-Z0-9_]+$')
 _HASH = re.compile(r'-([a-f0-9]{8,})\.')  # as in the file names of torchvision's weights
 
@@ -87,7 +88,7 @@ def _timm_weights(name: str) -> Checkpoint:
         ) from error
     if not is_plain(model):
         raise ConfigError(f'{name} is a {type(model).__name__}: use a plain vision transformer.')
-    return Checkpoint(_stock_state(model), own_texts(model), f'timm weights of {name}')
+    return Checkpoint(_stock_state(model), own_texts(model), f'{TIMM_SOURCE}{name}')
 
 
 def _stock_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

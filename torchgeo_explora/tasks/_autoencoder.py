@@ -162,7 +162,7 @@ def build_autoencoder(
         drop_path_rate=drop_path,
         **channels.model_arguments(),
     )
-    _check_groups(encoder, channels)
+    check_groups(encoder, channels)
     if loaded.source is None:
         _fix_positions(encoder)
     generator = torch.Generator().manual_seed(seed)
@@ -194,7 +194,7 @@ def _fix_positions(encoder: VisionTransformer) -> None:
     encoder.pos_embed = nn.Parameter(table.to(encoder.pos_embed), requires_grad=False)
 
 
-def _check_groups(encoder: VisionTransformer, channels: Channels) -> None:
+def check_groups(encoder: VisionTransformer, channels: Channels) -> None:
     """Refuse names of bands that would silently be grouped by their positions alone."""
     if not isinstance(encoder, GroupChannelViT) or channels.bands is None:
         return

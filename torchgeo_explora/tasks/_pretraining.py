@@ -21,6 +21,7 @@ from torchgeo.tasks import BaseTask
 from torchgeo_explora._files import write_tensors
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import resolve_groups
+from torchgeo_explora.models.trained import TRAINED
 
 EMBEDDINGS = 'embeddings'
 
@@ -127,6 +128,10 @@ class PretrainingTask(BaseTask, ABC):
         """
 
     @abstractmethod
+    def describe_network(self) -> str:
+        """Return what :func:`torchgeo_explora.models.trained.describe_training` gives."""
+
+    @abstractmethod
     def band_names(self) -> Sequence[str] | None:
         """Return the names of the images' bands, in their order, if they are known."""
 
@@ -228,6 +233,7 @@ class PretrainingTask(BaseTask, ABC):
             'start': self.start,
             'gradients': gradients,
         }
+        checkpoint[TRAINED] = self.describe_network()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the position that a checkpoint holds."""

@@ -15,6 +15,7 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.adapters import AdapterReport, apply_explora, blend, trained_in_full
 from torchgeo_explora.layers.tokens import encode, global_token, patch_grid
 from torchgeo_explora.models import create_backbone
+from torchgeo_explora.models.trained import describe_training
 from torchgeo_explora.objectives.dinov2 import DINOv2Losses, DINOv2Objective
 from torchgeo_explora.objectives.presets import (
     Recipe,
@@ -303,6 +304,19 @@ class ExPLoRADINOv2(PretrainingTask):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip here, where float16's loss scale has been taken out of the gradients."""
         clip_gradients(self.model, self.recipe.optimization.clip)
+
+    def describe_network(self) -> str:
+        """Say in a checkpoint which network in it would be published, and what it is."""
+        optimization = self.recipe.optimization
+        facts = {'base': self.hparams['model'], 'bands': self.hparams['bands']}
+        facts |= {'mean': self.mean, 'std': self.std}
+        return describe_training(
+            self.backbones()[optimization.publish],
+            f'model.{optimization.publish}.',
+            self.adapter_report.config,
+            facts,
+            optimization.blend,
+        )
 
     def export(self, folder: Path) -> list[Path]:
         """Write ``explora.safetensors`` and ``adapter.safetensors``; return their paths.

@@ -12,6 +12,7 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.layers.tokens import encode, global_token, patch_tokens
 from torchgeo_explora.models import GroupChannelViT
+from torchgeo_explora.models.trained import describe_training
 from torchgeo_explora.objectives.mae import MAEOutput
 from torchgeo_explora.objectives.mae_presets import (
     MAERecipe,
@@ -305,6 +306,13 @@ class ExPLoRAMAE(PretrainingTask):
         if self.hparams['pool'] == 'token':
             return global_token(self.encoder, tokens)
         return patch_tokens(self.encoder, tokens).mean(dim=1)
+
+    def describe_network(self) -> str:
+        """Say in a checkpoint what its encoder is."""
+        facts = {'base': self.hparams['model'], 'bands': self.channels.bands}
+        facts |= {'mean': self.mean, 'std': self.std}
+        config = self.parts.encoder_report.config
+        return describe_training(self.encoder, 'model.encoder.', config, facts)
 
     def export(self, folder: Path) -> list[Path]:
         """Write merged weights, the delta and the decoder; return their paths.
