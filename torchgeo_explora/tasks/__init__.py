@@ -6,6 +6,7 @@ from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
 from torchgeo_explora.tasks.knn import KNN
 from torchgeo_explora.tasks.linear_probe import LinearProbe
 from torchgeo_explora.tasks.mae import ExPLoRAMAE
+from torchgeo_explora.tasks.metrics import OfficialMetric, official_metrics
 from torchgeo_explora.tasks.reconstructions import Reconstructions
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     'FeatureHealth',
     'LinearProbe',
     'LossCurve',
+    'OfficialMetric',
     'OnlineKNN',
     'Reconstructions',
+    'official_metrics',
 ]
