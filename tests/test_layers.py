@@ -41,6 +41,10 @@ ALLOWED = {room: set[str]() for room, floor in FLOORS.items() if floor == 0} | {
 # Inside a function, and only there: what is used only when the user asks for it or has it.
 GUARDED = {('models/registry.py', 'torchgeo'), ('adapters/peft.py', 'peft')}
 
+# Modules of their own that nothing in their room imports, since few need what they need:
+# segmentation models are built with the decoders of segmentation-models-pytorch.
+SEPARATE = {('models/segmentation.py', 'segmentation_models_pytorch')}
+
 HEAVY = CORE | DATA | {'lightning', 'matplotlib', 'peft', 'segmentation_models_pytorch'}
 
 
@@ -105,7 +109,7 @@ def _fault(path: str, item: Import) -> str | None:
         return None if below or ground or target == room else f'{room} may not import {target}'
     if room not in ALLOWED or root in sys.stdlib_module_names or root in ALLOWED[room]:
         return None
-    if item.in_function and (path, root) in GUARDED:
+    if (item.in_function and (path, root) in GUARDED) or (path, root) in SEPARATE:
         return None
     return f'{room} may not import {root}'
 
@@ -142,6 +146,7 @@ def test_file_imports_only_from_below(path: str) -> None:
         ('errors.py', 'import torch'),
         ('layers/x.py', 'from torchgeo_explora import cli'),
         ('extras/x.py', 'import json'),
+        ('models/x.py', 'import segmentation_models_pytorch'),
     ],
 )
 def test_table_catches(path: str, source: str) -> None:
@@ -177,6 +182,15 @@ def test_top_level_import_is_free() -> None:
     )
     assert HEAVY.isdisjoint(name.split('.')[0] for name in loaded)
     assert [name for name in loaded if name.startswith('torchgeo_explora.')] == []
+
+
+def test_nothing_imports_a_separate_module_by_itself() -> None:
+    for path, _ in SEPARATE:
+        code = (
+            f'import json, sys, torchgeo_explora.{_room(path)}; print(json.dumps([*sys.modules]))'
+        )
+        module = f'torchgeo_explora.{path.removesuffix(".py").replace("/", ".")}'
+        assert module not in json.loads(_python(code))
 
 
 def test_core_runs_where_only_torch_and_timm_are_installed() -> None:

@@ -157,7 +157,7 @@ class TokenViT(TokenEmbedder, VisionTransformer):
         maps = [tokens[:, 1:] for tokens in outputs]
         if output_fmt == 'NCHW':
             grid, copies = self.token_grid(images), self.token_copies(images)
-            maps = [_fold(tokens, grid, copies) for tokens in maps]
+            maps = [fold(tokens, grid, copies) for tokens in maps]
         if output_dict:
             found: dict[str, Any] = {'image_intermediates': maps}
             found |= {'image_intermediates_prefix': prefix} if return_prefix_tokens else {}
@@ -230,8 +230,14 @@ def check_split(name: str, width: int, extra: int, multiple: int) -> None:
         )
 
 
-def _fold(tokens: Tensor, grid: GridSize, copies: int) -> Tensor:
-    """Average the copies of each patch and lay the patches out as a map."""
+def fold(tokens: Tensor, grid: GridSize, copies: int) -> Tensor:
+    """Average the copies of each patch and lay the patches out as a map (b, d, h, w).
+
+    Args:
+        tokens: Patch tokens (b, copies * patches, d), copy by copy.
+        grid: Of one copy.
+        copies: Groups of bands or dates; 1 for a plain model.
+    """
     patches = tokens.unflatten(1, (copies, grid.area)).mean(dim=1)  # (b, k*n, d) -> (b, n, d)
     folded = patches.unflatten(1, (grid.height, grid.width))
     out: Tensor = folded.permute(0, 3, 1, 2).contiguous()  # (b, h, w, d) -> (b, d, h, w)

@@ -1,5 +1,6 @@
 """Augmentation and normalisation of batches, on the device that the images are on."""
 
+from .joint import JointTransform
 from .multicrop import Crops, MultiCrop
 from .normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, Normalize
 from .spectral import SpectralAugmentation
@@ -10,6 +11,7 @@ __all__ = [
     'IMAGENET_STD',
     'Crops',
     'EvalTransform',
+    'JointTransform',
     'MultiCrop',
     'Normalize',
     'RandomResizedCrop',
