@@ -175,6 +175,14 @@ class ImageFolder(NonGeoDataset):
             sample['label'] = self.labels[index]
         return sample
 
+    def file_of(self, index: int) -> str:
+        """Return the path of a sample's file; of several samples where they are windows of it.
+
+        Args:
+            index: Position from 0.
+        """
+        return str(self.headers[self.tiles[index].file].path)
+
     def _readable(self, index: int) -> tuple[Tensor, int]:
         """The image, or the next one that can be decoded, and its position."""
         if self._cache is not None:

@@ -7,7 +7,9 @@ from torchgeo_explora.tasks.knn import KNN
 from torchgeo_explora.tasks.linear_probe import LinearProbe
 from torchgeo_explora.tasks.mae import ExPLoRAMAE
 from torchgeo_explora.tasks.metrics import OfficialMetric, official_metrics
+from torchgeo_explora.tasks.predictions import PredictionWriter
 from torchgeo_explora.tasks.reconstructions import Reconstructions
+from torchgeo_explora.tasks.report import TestReport
 
 __all__ = [
     'KNN',
@@ -19,6 +21,8 @@ __all__ = [
     'LossCurve',
     'OfficialMetric',
     'OnlineKNN',
+    'PredictionWriter',
     'Reconstructions',
+    'TestReport',
     'official_metrics',
 ]

@@ -1,4 +1,4 @@
-"""Result files of the probing tasks, and their progress."""
+"""Result files of the tasks, and the progress of long computations."""
 
 import csv
 import json
@@ -32,15 +32,43 @@ def write_result(
         OutputError: If they cannot be written.
     """
     paths = [target.with_name(f'{target.name}.{suffix}') for suffix in ('json', 'csv')]
-    with replacing(paths[0]) as path:
-        path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
-    with replacing(paths[1]) as path, path.open('w', newline='', encoding='utf-8') as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    write_json(paths[0], result)
+    write_table(paths[1], rows)
     for path in paths:
         rank_zero_info(f'Wrote {path}')
     return paths
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write JSON, whole or not at all.
+
+    Args:
+        path: Of the file.
+        content: Texts, finite numbers, lists and dictionaries of them.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    return path
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write a table as CSV, whole or not at all.
+
+    Args:
+        path: Of the file.
+        rows: At least one, all with the same keys.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    with replacing(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return path
 
 
 class ProgressReport:

@@ -1,0 +1,1 @@
+"""What a test and a prediction write, from arrays alone: no Trainer, no model."""
