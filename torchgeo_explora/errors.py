@@ -21,6 +21,10 @@ class ImageError(ExploraError):
     """An image, or a folder of images, cannot be used."""
 
 
+class LabelError(ExploraError):
+    """Polygons or masks cannot be used as labels."""
+
+
 class OutputError(ExploraError):
     """A result cannot be written."""
 

@@ -6,6 +6,7 @@ from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataMod
 from .folder import FolderDataModule
 from .naip_landcover import NAIPLandCoverDataModule
 from .resisc45 import RESISC45DataModule
+from .vector_segmentation import VectorSegmentationDataModule
 from .wilds import Camelyon17DataModule, IWildCamDataModule
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     'NAIPLandCoverDataModule',
     'RESISC45DataModule',
     'ResumableSampler',
+    'VectorSegmentationDataModule',
 ]

@@ -10,6 +10,7 @@ from .image_folder import ImageFolder
 from .iwildcam import IWildCam
 from .naip_landcover import NAIPLandCover
 from .synthetic import SyntheticScenes
+from .vector_segmentation import VectorSegmentation
 
 __all__ = [
     'SATMAE_BANDS',
@@ -23,6 +24,7 @@ __all__ = [
     'ImageFolder',
     'NAIPLandCover',
     'SyntheticScenes',
+    'VectorSegmentation',
     'canonical_band',
     'satmae_scale',
 ]

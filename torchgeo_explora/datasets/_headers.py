@@ -110,8 +110,10 @@ def _raster_header(path: Path) -> ImageHeader:
             names=names,
             indexes=indexes,
             dtype=source.dtypes[0],
+            # an alpha band masks the others, and is itself valid everywhere
             masked=not any(
-                {MaskFlags.all_valid, no_mask} & set(flags) for flags in source.mask_flag_enums
+                {MaskFlags.all_valid, no_mask} & set(source.mask_flag_enums[index - 1])
+                for index in indexes
             ),
         )
 
