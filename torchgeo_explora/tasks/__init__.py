@@ -1,6 +1,7 @@
 """Tasks and callbacks for ``torchgeo fit``, ``validate``, ``test`` and ``predict``."""
 
 from torchgeo_explora.tasks.callbacks import CollapseGuard, FeatureHealth, OnlineKNN
+from torchgeo_explora.tasks.classification import LoRAClassification
 from torchgeo_explora.tasks.curve import LossCurve
 from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
 from torchgeo_explora.tasks.knn import KNN
@@ -10,6 +11,7 @@ from torchgeo_explora.tasks.metrics import OfficialMetric, official_metrics
 from torchgeo_explora.tasks.predictions import PredictionWriter
 from torchgeo_explora.tasks.reconstructions import Reconstructions
 from torchgeo_explora.tasks.report import TestReport
+from torchgeo_explora.tasks.segmentation import LoRASemanticSegmentation
 
 __all__ = [
     'KNN',
@@ -18,6 +20,8 @@ __all__ = [
     'ExPLoRAMAE',
     'FeatureHealth',
     'LinearProbe',
+    'LoRAClassification',
+    'LoRASemanticSegmentation',
     'LossCurve',
     'OfficialMetric',
     'OnlineKNN',
