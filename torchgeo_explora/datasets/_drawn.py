@@ -66,6 +66,14 @@ class CroppedImages(DrawnImages):
         """Number of samples."""
         return len(self.dataset)
 
+    def file_of(self, index: int) -> str:
+        """Path of the file of a sample.
+
+        Args:
+            index: Position from 0.
+        """
+        return str(self.dataset.samples[index][0])
+
     def draw(self, index: int, epoch: int) -> dict[str, Tensor]:
         """One sample of a pass over the data.
 

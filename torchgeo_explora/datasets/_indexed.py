@@ -90,6 +90,14 @@ class IndexedImages(DrawnImages, ABC):
         """Number of samples."""
         return len(self.index)
 
+    def file_of(self, index: int) -> str:
+        """Path of the file of a sample.
+
+        Args:
+            index: Position from 0.
+        """
+        return str(self._path(index))
+
     def draw(self, index: int, epoch: int) -> dict[str, Tensor]:
         """One sample of a pass over the data.
 

@@ -53,11 +53,12 @@ class RandomViews:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return one crop of every image of a batch (B, C, S, S)."""
+        """Return one crop of every image of a batch (B, ..., C, S, S); dates are cropped alike."""
         height, width = images.shape[-2:]
         boxes = draw_boxes((len(images), 1), height, width, CROP_SCALE, self.generator)
-        crops = crop_and_resize(images.float(), boxes.to(images.device), self.transform.size)
-        out: Tensor = self.transform.normalize(crops[0])
+        stacked = images.float().flatten(1, -3)  # (b, t, c, h, w) -> (b, t * c, h, w)
+        crops = crop_and_resize(stacked, boxes.to(images.device), self.transform.size)[0]
+        out: Tensor = self.transform.normalize(crops.reshape(*images.shape[:-2], *crops.shape[-2:]))
         return out
 
 
@@ -70,6 +71,7 @@ class FrozenFeatureTask(BaseTask):
 
     ignore = ('weights',)
     mode = 'max'
+    predicts = False
     n_last_blocks: int
     weights: WeightsEnum | str | bool | None
 
@@ -120,6 +122,13 @@ class FrozenFeatureTask(BaseTask):
                 f'The probe was started on {self.trainer.world_size} devices and runs on one: '
                 'set trainer.devices to 1.'
             )
+        if stage == 'predict':
+            if not self.predicts:
+                raise ConfigError(
+                    f'{type(self).__name__} scores labelled images and predicts none: use validate '
+                    'or test.'
+                )
+            return
         self._dataset({stage: split for split, stage in STAGES.items()}[stage])
 
     def _datamodule(self) -> BaseDataModule:
@@ -246,7 +255,7 @@ class FrozenFeatureTask(BaseTask):
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         check_batch(batch)
         images = self.eval_transform(batch['image'])
-        found = image_features(self.model, images, self.n_last_blocks)
+        found = image_features(self.model, images, self.n_last_blocks, batch.get('timestamps'))
         labels = batch['label'].cpu()
         self._evaluated.append(Features(found.cls.cpu(), found.patch_mean.cpu(), labels))
 

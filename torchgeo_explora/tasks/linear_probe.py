@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -26,6 +27,8 @@ from torchgeo_explora.objectives.probing import (
 from torchgeo_explora.objectives.probing.linear import PAPER_LEARNING_RATES
 from torchgeo_explora.tasks._frozen import FrozenFeatureTask, RandomViews, check_batch
 from torchgeo_explora.tasks._results import ProgressReport, write_result
+from torchgeo_explora.tasks.metrics import official_metrics
+from torchgeo_explora.tasks.predictions import PredictionWriter
 
 
 class LinearProbe(FrozenFeatureTask):
@@ -37,9 +40,11 @@ class LinearProbe(FrozenFeatureTask):
     ``torchgeo test`` chooses on the validation images and scores on the test images.
     ``torchgeo fit`` is the paper's own loop instead: a new random-resized crop of every image in
     every epoch of the trainer, with the data module's batch size; its checkpoint can then be
-    scored with ``torchgeo test --ckpt_path``.
+    scored with ``torchgeo test --ckpt_path``, and ``torchgeo predict --ckpt_path`` writes the
+    predictions of the classifier that was best in its last validation.
 
-    Logs ``val/linear_acc_best``, ``val/linear_acc/4_blocks_avg_lr_0.01`` and so on; writes
+    Logs ``val/linear_acc_best``, ``val/linear_acc/4_blocks_avg_lr_0.01`` and so on, and what the data
+    set's benchmark reports of the best classifier (``val/official_macro_f1``); writes
     ``linear_probe_val.json`` and ``.csv`` beside the run. Accuracies are shares in [0, 1].
 
     Batches hold ``image`` in [0, 1], as those of this package's data modules do. For a data module
@@ -76,6 +81,7 @@ class LinearProbe(FrozenFeatureTask):
     """
 
     monitor = 'val/linear_acc_best'
+    predicts = True
 
     def __init__(
         self,
@@ -113,6 +119,12 @@ class LinearProbe(FrozenFeatureTask):
         self.n_last_blocks = max(blocks)
         super().__init__()
         self.bank: ProbeBank | None = None
+        self.chosen: tuple[int, bool, int] | None = None
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the files of a prediction, unless the user has."""
+        there = any(isinstance(found, PredictionWriter) for found in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if there else [PredictionWriter()]
 
     def _build_bank(self, num_classes: int) -> ProbeBank:
         dim = self.model.embed_dim
@@ -156,6 +168,11 @@ class LinearProbe(FrozenFeatureTask):
         biases = [v for k, v in checkpoint['state_dict'].items() if k.startswith('bank.biases.')]
         if biases and self.bank is None:
             self.bank = self._build_bank(biases[0].shape[1])
+        self.chosen = checkpoint.get('chosen')
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which classifier was best in the last validation."""
+        checkpoint['chosen'] = self.chosen
 
     def train(self, mode: bool = True) -> 'LinearProbe':
         """Set the mode; the backbone stays in evaluation mode."""
@@ -184,11 +201,31 @@ class LinearProbe(FrozenFeatureTask):
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
         with torch.no_grad():
             crops = RandomViews(self.eval_transform, self.config.seed * 10_000_019 + step)
-            features = image_features(self.model, crops(batch['image']), self.n_last_blocks)
+            features = image_features(
+                self.model, crops(batch['image']), self.n_last_blocks, batch.get('timestamps')
+            )
         with torch.autocast(self.device.type, enabled=False):
             loss: Tensor = self.bank(self.bank.stack(features), batch['label'])
         self.log('train/loss', loss / len(self.config.inputs) / len(self.config.learning_rates))
         return loss
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the probability of every class (B, classes), of the best classifier of a fit.
+
+        Raises:
+            ConfigError: Without a checkpoint of a fit whose classifiers were validated.
+        """
+        if self.bank is None or self.chosen is None:
+            raise ConfigError(
+                'There are no classifiers to predict with: fit the probe with validation images, '
+                'and give its checkpoint as --ckpt_path.'
+            )
+        images = self.eval_transform(batch['image'])
+        times = batch.get('timestamps')
+        features = image_features(self.model, images, self.n_last_blocks, times)
+        blocks, pooled, rate = self.chosen
+        logits = self.bank.logits(self.bank.stack(features), blocks, pooled)[:, rate]
+        return logits.float().softmax(dim=1)
 
     def _fitted_bank(self, largest_label: int) -> ProbeBank:
         """Classifiers of the fit or checkpoint; without one, train them on extracted features."""
@@ -216,14 +253,35 @@ class LinearProbe(FrozenFeatureTask):
         if stage == 'test':
             scores = with_test_scores(scores, bank.score(features))
         result = LinearProbeResult(scores, bank)
+        best = result.best
+        rate = bank.config.learning_rates.index(best.learning_rate)
+        self.chosen = (best.blocks, best.average_pool, rate)
         metrics = {f'{stage}/linear_acc/{s.name}': _scored(s, stage) for s in scores}
         self.log_dict(metrics)
         self.log(f'{stage}/linear_acc_best', _scored(result.best, stage), prog_bar=True)
         logistic = self._logistic(stage, features)
+        official = self._official(stage, features, result)
         for line in table(result, stage):
             rank_zero_info(line)
         if self.writes:
-            self._write(stage, features, result, logistic)
+            self._write(stage, features, result, logistic, official)
+
+    def _official(
+        self, stage: str, features: Features, result: LinearProbeResult
+    ) -> dict[str, float]:
+        """What the data set's benchmark reports, of the best classifier."""
+        names: Sequence[str] = getattr(self._datamodule(), 'official_metrics', ())
+        if not names:
+            return {}
+        assert self.chosen is not None, 'the report chooses first'
+        bank, (blocks, pooled, rate) = result.bank, self.chosen
+        predicted = bank.predict(features, (blocks, pooled))[:, rate].cpu()
+        classes = next(iter(bank.biases.values())).shape[1]
+        metrics = official_metrics(names, classes)
+        metrics.update(predicted, features.require_labels().cpu())
+        found = {name: float(value) for name, value in metrics.compute().items()}
+        self.log_dict({f'{stage}/{name}': value for name, value in found.items()})
+        return found
 
     def _logistic(self, stage: str, features: Features) -> float | None:
         if not self.hparams['logistic'] or self.bank is not None:
@@ -236,7 +294,12 @@ class LinearProbe(FrozenFeatureTask):
         return result.accuracy
 
     def _write(
-        self, stage: str, features: Features, result: LinearProbeResult, logistic: float | None
+        self,
+        stage: str,
+        features: Features,
+        result: LinearProbeResult,
+        logistic: float | None,
+        official: dict[str, float],
     ) -> None:
         rows = [{'name': score.name, **asdict(score)} for score in result.scores]
         train = self._kept.get('train')
@@ -248,6 +311,7 @@ class LinearProbe(FrozenFeatureTask):
             'chosen_on': 'val',
             'best': {'name': result.best.name, **asdict(result.best)},
             'logistic_regression': logistic,
+            **official,
             'classifiers': rows,
         }
         write_result(self.result_folder() / f'linear_probe_{stage}', content, rows)

@@ -107,21 +107,23 @@ class EvalTransform(nn.Module):
             )
         self.normalize = Normalize(mean, std)
 
-    def forward(self, images: Float[Tensor, 'B C H W']) -> Float[Tensor, 'B C S S']:
+    def forward(self, images: Float[Tensor, '*B C H W']) -> Float[Tensor, '*B C S S']:
         """Transform a batch.
 
         Args:
-            images: (B, C, H, W) in [0, 1].
+            images: (..., C, H, W) in [0, 1]; any number of leading axes, such as dates.
 
         Returns:
-            (B, C, size, size), float32, normalised.
+            (..., C, size, size), float32, normalised.
 
         Raises:
             ImageError: If the number of channels is not that of ``mean``.
         """
         check_images(images, self.normalize.num_channels)
-        crops = resize_and_centre(images.float(), self.resize, self.size)
-        return normalize(crops, self.normalize.mean, self.normalize.std)
+        flat = images.float().reshape(-1, *images.shape[-3:])
+        crops = resize_and_centre(flat, self.resize, self.size)
+        out = normalize(crops, self.normalize.mean, self.normalize.std)
+        return out.reshape(*images.shape[:-2], *out.shape[-2:])
 
     def extra_repr(self) -> str:
         """Sizes, for the printed module."""

@@ -30,20 +30,17 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def batches_hash(batches: Iterable[Batch]) -> str:
-    """SHA-256 of all images and labels in their order, however they are batched.
+    """SHA-256 of all images, labels and timestamps in their order, however they are batched.
 
     Reads and decodes every image: dear, but the only key that a changed file cannot outlive.
     """
-    images, labels = hashlib.sha256(), hashlib.sha256()
+    hashes = {name: hashlib.sha256() for name in ('image', 'label', 'timestamps')}
     for batch in batches:
-        pixels, classes = (
-            (batch, None) if isinstance(batch, Tensor) else (batch['image'], batch.get('label'))
-        )
-        for image in pixels:
-            _update(images, image)
-        for label in () if classes is None else classes:
-            _update(labels, label)
-    return f'{images.hexdigest()}-{labels.hexdigest()}'
+        parts = {'image': batch} if isinstance(batch, Tensor) else batch
+        for name in hashes.keys() & parts.keys():
+            for item in parts[name]:
+                _update(hashes[name], item)
+    return '-'.join(found.hexdigest() for found in hashes.values())
 
 
 def save_features(

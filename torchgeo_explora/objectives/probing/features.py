@@ -138,27 +138,35 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _unpack(batch: Batch) -> tuple[Tensor, Tensor | None]:
+def _unpack(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Images, labels and timestamps; those that the model takes are on its device."""
     if isinstance(batch, Tensor):
-        return batch, None
-    return batch['image'], batch.get('label')
+        return batch.to(device, non_blocking=True), None, None
+    times: Tensor | None = batch.get('timestamps')
+    times = None if times is None else times.to(device)
+    return batch['image'].to(device, non_blocking=True), batch.get('label'), times
 
 
 def image_features(
-    model: VisionTransformer, images: Float[Tensor, 'b c h w'], n_last_blocks: int = 4
+    model: VisionTransformer,
+    images: Float[Tensor, 'b *axes h w'],
+    n_last_blocks: int = 4,
+    timestamps: Float[Tensor, 'b dates 3'] | None = None,
 ) -> Features:
     """Features of one batch of normalised images, on the model's device and with its mode.
 
     Args:
         model: Any timm vision transformer.
-        images: Normalised images.
+        images: Normalised images, (b, c, h, w), or (b, dates, c, h, w) for a temporal model.
         n_last_blocks: Number of last blocks whose class token is kept.
+        timestamps: (year - 2002, month - 1, hour) of every date, for a temporal model.
 
     Raises:
         ConfigError: If the model has fewer blocks.
     """
     check_blocks(n_last_blocks, len(model.blocks))
-    outputs = intermediate_tokens(model, images, range(-n_last_blocks, 0))
+    blocks = range(-n_last_blocks, 0)
+    outputs = intermediate_tokens(model, images, blocks, timestamps=timestamps)
     cls = torch.stack([global_token(model, tokens) for tokens in outputs], dim=1)
     return Features(cls.float(), patch_tokens(model, outputs[-1]).float().mean(dim=1))
 
@@ -185,7 +193,8 @@ def extract_features(
 
     Args:
         model: Any timm vision transformer.
-        batches: Batches of images (b, c, h, w), or mappings with ``image`` and perhaps ``label``.
+        batches: Batches of images (b, c, h, w), or mappings with ``image``, perhaps ``label`` and, for
+            a temporal model, ``timestamps``.
         transform: Resizes, crops and normalises a batch of images on the device.
         n_last_blocks: Number of last blocks whose class token is kept.
         device: Where the model runs; None keeps the model where it is.
@@ -205,10 +214,10 @@ def extract_features(
     start, done = time.monotonic(), 0
     with evaluation_mode(model), torch.autocast(place.type, dtype, dtype != torch.float32):
         for batch in batches:
-            images, labels = _unpack(batch)
-            images = images.to(place, non_blocking=True)
+            images, labels, times = _unpack(batch, place)
             images = images if transform is None else transform(images)
-            parts.append(_to_cpu(image_features(model, images, n_last_blocks), labels))
+            found = image_features(model, images, n_last_blocks, times)
+            parts.append(_to_cpu(found, labels))
             done += len(images)
             if progress is not None:
                 progress(Progress(done, total, time.monotonic() - start))
