@@ -113,8 +113,15 @@ def test_other_base_is_refused(tmp_path: Path) -> None:
     nearly = make_vit()
     with torch.no_grad():
         nearly.get_submodule('blocks.0.attn.proj').bias[0] += 1e-6  # type: ignore[index,operator]
+    before = {name: value.clone() for name, value in nearly.state_dict().items()}
+    random = torch.get_rng_state()
     with pytest.raises(WeightsError, match='other base weights'):
         load_adapter(nearly, path)
+    assert nearly.state_dict().keys() == before.keys()  # nothing is wrapped
+    assert all(torch.equal(value, before[name]) for name, value in nearly.state_dict().items())
+    assert all(parameter.requires_grad for parameter in nearly.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    apply_explora(nearly, config)  # it can still be adapted
 
 
 @pytest.mark.parametrize(

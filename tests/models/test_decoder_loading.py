@@ -1,5 +1,6 @@
 """Decoders of masked autoencoders from their files: what fits is loaded, the rest is named."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from torchgeo_explora.models import (
     read_metadata,
     save_backbone,
 )
+from torchgeo_explora.models._decoder_loading import decoder_texts
 from torchgeo_explora.models._token_decoder import TokenDecoder
+from torchgeo_explora.models.trained import TRAINED
 
 SIZES: dict[str, Any] = {'width': 32, 'depth': 2, 'heads': 4}
 
@@ -127,6 +130,32 @@ def test_groups_of_other_bands_predict_anew(tmp_path: Path) -> None:
     for key in report.added:
         assert torch.equal(decoder.state_dict()[key], before[key])
         assert '[3, 1, 5]' in report.reasons[key]
+
+
+@pytest.mark.parametrize('told', ['file', 'checkpoint'])
+@pytest.mark.parametrize('order', ['group', 'satmae', None])
+def test_predictions_in_another_order_are_new(order: str | None, told: str) -> None:
+    """Where a file says in which order its heads predict, it is heeded; SatMAE's own do not."""
+    source, decoder = _groups(1), _groups(2)
+    before, texts = _state(decoder), {} if order is None else {'prediction_order': order}
+    metadata = texts
+    if told == 'checkpoint':
+        metadata = {TRAINED: json.dumps({'facts': texts | {'mean': [0.5]}, 'texts': {}})}
+    report = load_decoder(decoder, Checkpoint(_state(source), metadata))
+    heads = {key for key in before if key.startswith('decoder_pred.')}
+    assert set(report.added) == (heads if order == 'satmae' else set())
+    expected = before if order == 'satmae' else _state(source)
+    assert all(torch.equal(decoder.state_dict()[key], expected[key]) for key in heads)
+    assert torch.equal(decoder.state_dict()['mask_token'], _state(source)['mask_token'])
+    if order == 'satmae':
+        assert 'in the order satmae' in report.summary()
+
+
+def test_decoders_tell_what_they_predict() -> None:
+    texts = decoder_texts(_groups(1))
+    assert texts['prediction_order'] == 'group'
+    assert json.loads(texts['channel_groups']) == [list(group) for group in GROUPS]
+    assert decoder_texts(_decoder(1)) == {}
 
 
 def test_positions_of_another_grid_are_resampled() -> None:

@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,18 @@ def test_resumed_run_equals_the_unbroken_one(
         assert resumed.micro_step == 12, cut
         assert_equal(weights(resumed), whole)
     assert {p.name for p in (tmp_path / 'again').iterdir()} == FILES
+
+
+def test_resumed_run_says_that_it_keeps_its_length(roots: dict[str, Path], tmp_path: Path) -> None:
+    saver = SaveEveryBatch(tmp_path)
+    _fit('plain', roots['plain'], tmp_path, task={'steps': 3}, callbacks=[saver])
+    with pytest.warns(UserWarning, match='steps is 5.*begun for 3: it ends there') as caught:
+        resumed = _fit('plain', roots['plain'], tmp_path, tmp_path / '1.ckpt', task={'steps': 5})
+    assert resumed.micro_step == 3
+    with warnings.catch_warnings(record=True) as quiet:
+        _fit('plain', roots['plain'], tmp_path, tmp_path / '1.ckpt', task={'steps': 3})
+    assert len(caught) > 0
+    assert not [item for item in quiet if 'steps is' in str(item.message)]
 
 
 def test_augmentation_changes_training_alone(roots: dict[str, Path], tmp_path: Path) -> None:

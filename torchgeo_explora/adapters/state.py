@@ -1,5 +1,6 @@
 """Save and load what adaptation changed, apart from the weights it started from."""
 
+import copy
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchgeo_explora import __version__
 from torchgeo_explora._files import write_tensors
@@ -92,6 +93,16 @@ def load_adapter_state_dict(
         WeightsError: If a name is missing or unknown, a shape differs, or the base is another
             one. The model is unchanged then.
     """
+    wanted = _checked(model, state, base_hash)
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(state[name])
+
+
+def _checked(
+    model: VisionTransformer, state: Mapping[str, Tensor], base_hash: str | None
+) -> dict[str, nn.Parameter]:
+    """Return what a delta is loaded into, once it is known to fit."""
     wanted = {n: p for n, p in encoder_parameters(model) if p.requires_grad}
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     shapes = [n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape]
@@ -106,9 +117,7 @@ def load_adapter_state_dict(
             'The adapter belongs to other base weights than the model has (their fingerprints '
             "differ): load the base named in the adapter's metadata first."
         )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(state[name])
+    return wanted
 
 
 def save_adapter(
@@ -169,7 +178,8 @@ def load_adapter(model: VisionTransformer, path: str | PathLike[str]) -> ExPLoRA
     """Adapt a plain encoder with a delta file.
 
     Args:
-        model: The base model with the weights the adapter was trained from; changed in place.
+        model: The base model with the weights the adapter was trained from; changed in place, and
+            left as it is if the file does not fit.
         path: The file.
 
     Returns:
@@ -180,6 +190,20 @@ def load_adapter(model: VisionTransformer, path: str | PathLike[str]) -> ExPLoRA
         ConfigError: If the model cannot be adapted so.
     """
     adapter = read_adapter(path)
-    apply_explora(model, adapter.config)
-    load_adapter_state_dict(model, adapter.tensors, adapter.base_hash)
+    generator = torch.Generator()  # of values that the delta's replace
+    twin = _twin(model)
+    apply_explora(twin, adapter.config, generator)
+    _checked(twin, adapter.tensors, adapter.base_hash)
+    apply_explora(model, adapter.config, generator)
+    load_adapter_state_dict(model, adapter.tensors)
     return adapter.config
+
+
+def _twin(model: VisionTransformer) -> VisionTransformer:
+    """Copy a model's modules around the same tensors, to try out what changes modules."""
+    shared: dict[int, object] = {
+        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, shared)

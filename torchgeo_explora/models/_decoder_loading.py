@@ -1,8 +1,9 @@
 """Load the decoder of a masked autoencoder from the file that its encoder comes from."""
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from torchgeo_explora.models._sources import open_weights
 from torchgeo_explora.models._stored import stored_groups
 from torchgeo_explora.models._token_decoder import TokenDecoder
 from torchgeo_explora.models.mae_decoder import GroupChannelMAEDecoder
+from torchgeo_explora.models.trained import TRAINED
 
 _ANCHOR = 'decoder_embed.weight'
+_ORDER = 'prediction_order'
 _FIXED = ('decoder_pos_embed', 'decoder_channel_embed')
 
 
@@ -68,6 +71,8 @@ def load_decoder(
     Tensors of the same name and shape are loaded, positions of another grid resampled as the
     encoder's are. Predictions of other bands or patches, and positions and encodings of another
     length, keep the decoder's own values, as does everything where the file holds no decoder.
+    So do predictions that the file says to be in another ``prediction_order`` than the decoder's,
+    as their outputs mean other bands.
 
     Args:
         decoder: Any module with MAE's names (``decoder_embed``, ``mask_token``,
@@ -83,7 +88,7 @@ def load_decoder(
         WeightsError: If the file cannot be read, or its decoder holds unmerged low-rank factors or
             values that are not finite.
     """
-    checkpoint = _opened(weights)
+    checkpoint = _told(_opened(weights))
     state = decoder.state_dict()
     draft = Draft({}, {}) if checkpoint is None else _decoder_in(checkpoint)
     if not draft.tensors:
@@ -94,7 +99,7 @@ def load_decoder(
     refuse_unmerged(draft, checkpoint.source)
     fuse_qkv(draft)
     _resample_positions(draft, decoder, state)
-    _drop_unfit(draft, state, _changed_groups(decoder, checkpoint))
+    _drop_unfit(draft, state, _changed_heads(decoder, checkpoint))
     broken = [key for key, tensor in draft.tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise WeightsError(
@@ -137,10 +142,17 @@ def _is_decoders(key: str, root: str) -> bool:
     return key.startswith(root) and inner.startswith(('decoder_', 'mask_token'))
 
 
-def _changed_groups(decoder: nn.Module, checkpoint: Checkpoint) -> dict[int, str]:
-    """Groups of the decoder that are of other bands in the source -> the reason."""
+def _changed_heads(decoder: nn.Module, checkpoint: Checkpoint) -> dict[int, str]:
+    """Groups of the decoder whose predictions mean other bands in the source -> the reason."""
+    if not isinstance(decoder, GroupChannelMAEDecoder):
+        return {}
+    groups = range(len(decoder.channel_groups))
+    order, own = checkpoint.metadata.get(_ORDER), decoder.prediction_order
+    if order not in (None, own):
+        why = f"the source's predictions are in the order {order}, the model's in the order {own}"
+        return dict.fromkeys(groups, why)
     theirs = stored_groups(checkpoint)
-    if theirs is None or not isinstance(decoder, GroupChannelMAEDecoder):
+    if theirs is None:
         return {}
     return {
         index: f"the source's groups are of bands {[list(g) for g in theirs]}, group {index} of "
@@ -148,6 +160,27 @@ def _changed_groups(decoder: nn.Module, checkpoint: Checkpoint) -> dict[int, str
         for index, group in enumerate(decoder.channel_groups)
         if index >= len(theirs) or list(theirs[index]) != list(group)
     }
+
+
+def decoder_texts(decoder: nn.Module) -> dict[str, str]:
+    """Return the metadata that tells what a decoder's predictions mean.
+
+    Args:
+        decoder: Any decoder; only those of groups of bands have something to tell.
+    """
+    if not isinstance(decoder, GroupChannelMAEDecoder):
+        return {}
+    groups = json.dumps(decoder.channel_groups)
+    return {'channel_groups': groups, _ORDER: decoder.prediction_order}
+
+
+def _told(checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """Lay what a training checkpoint tells of itself out as metadata."""
+    if checkpoint is None or TRAINED not in checkpoint.metadata:
+        return checkpoint
+    told = json.loads(checkpoint.metadata[TRAINED])
+    facts = {k: v for k, v in told['facts'].items() if isinstance(v, str)}
+    return replace(checkpoint, metadata={**checkpoint.metadata, **told['texts'], **facts})
 
 
 def _resample_positions(draft: Draft, decoder: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torchgeo.datamodules import BaseDataModule
@@ -68,7 +68,7 @@ class PretrainingTask(BaseTask, ABC):
             accumulate: Micro-batches of a window.
         """
         self.micro_step = 0
-        self.total_steps = steps
+        self.total_steps = self._asked_steps = steps
         self.accumulate = accumulate
         self.start: dict[str, Tensor] = {}
         self.collapse_reason: str | None = None
@@ -155,9 +155,19 @@ class PretrainingTask(BaseTask, ABC):
             check_bands(expected, delivered)
 
     def on_fit_start(self) -> None:
-        """Lay the schedules over the run and say what trains."""
+        """Lay the schedules over the run and say what trains.
+
+        A resumed run keeps the length that it began with, over which its schedules are laid; a
+        warning says so where another one is asked for.
+        """
         if self.total_steps is None:
             self.total_steps = self._trainer_steps()
+        elif self._asked_steps not in (None, self.total_steps):
+            rank_zero_warn(
+                f'steps is {self._asked_steps}, and the run that is resumed was begun for '
+                f'{self.total_steps}: it ends there, as its schedules were laid over that many. '
+                'To train for longer, start a new run from its exported weights.'
+            )
         # a checkpoint is meant to hold what Lightning warns of, the state after the step
         warnings.filterwarnings('ignore', 'Using ModelCheckpoint with manual optimization')
         for text in self.summaries():

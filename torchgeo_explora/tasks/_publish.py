@@ -11,6 +11,7 @@ from torchgeo_explora._files import write_tensors
 from torchgeo_explora.adapters import ExPLoRAConfig, merge_lora, save_adapter
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import save_backbone
+from torchgeo_explora.models._decoder_loading import decoder_texts
 
 MERGED, DELTA, DECODER = 'explora.safetensors', 'adapter.safetensors', 'decoder.safetensors'
 
@@ -49,13 +50,14 @@ def publish_decoder(decoder: nn.Module, folder: Path, metadata: Mapping[str, obj
     """Write the merged decoder of a masked autoencoder under MAE's own names.
 
     Args:
-        decoder: The adapted decoder; it is left as it is.
+        decoder: The adapted decoder; it is left as it is. What its predictions mean is stored.
         folder: Where ``decoder.safetensors`` goes.
         metadata: As in :func:`publish`.
     """
     state = merge_lora(decoder).state_dict()
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    return write_tensors(folder / DECODER, tensors, {**as_texts(metadata), 'format': 'pt'})
+    texts = {**as_texts(metadata), **decoder_texts(decoder), 'format': 'pt'}
+    return write_tensors(folder / DECODER, tensors, texts)
 
 
 def normalization(

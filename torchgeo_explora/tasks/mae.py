@@ -12,6 +12,7 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.layers.tokens import encode, global_token, patch_tokens
 from torchgeo_explora.models import GroupChannelViT
+from torchgeo_explora.models._decoder_loading import decoder_texts
 from torchgeo_explora.models.trained import describe_training
 from torchgeo_explora.objectives.mae import MAEOutput
 from torchgeo_explora.objectives.mae_presets import (
@@ -310,7 +311,7 @@ class ExPLoRAMAE(PretrainingTask):
     def describe_network(self) -> str:
         """Say in a checkpoint what its encoder is."""
         facts = {'base': self.hparams['model'], 'bands': self.channels.bands}
-        facts |= {'mean': self.mean, 'std': self.std}
+        facts |= {'mean': self.mean, 'std': self.std, **decoder_texts(self.model.decoder)}
         config = self.parts.encoder_report.config
         return describe_training(self.encoder, 'model.encoder.', config, facts)
 
