@@ -1,5 +1,7 @@
 """Windows and weights, on every shape that Hypothesis finds."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,7 +56,7 @@ def test_windows_are_in_order_and_inside_the_raster(axis: Axis) -> None:
 def test_neighbours_overlap_as_asked(length: int, size: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, size - 1))
     spans = overlapping_windows(length, size, overlap).spans
-    shared = [a.output.clip(b.output).length for a, b in zip(spans, spans[1:], strict=False)]
+    shared = [a.output.clip(b.output).length for a, b in itertools.pairwise(spans)]
     assert all(length >= overlap for length in shared)
     assert all(length == overlap for length in shared[:-1])  # only the last is moved back
 
@@ -70,9 +72,9 @@ def test_pieces_cover_the_axis_once(axis: Axis, limit: int) -> None:
     pieces = axis.cut(limit)
     assert pieces[0].first == 0
     assert pieces[-1].stop == axis.length
-    assert all(a.stop == b.first for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a.stop == b.first for a, b in itertools.pairwise(pieces))
     longest = max(
-        b.output.first - a.output.first for a, b in zip(axis.spans, axis.spans[1:], strict=False)
+        b.output.first - a.output.first for a, b in itertools.pairwise(axis.spans)
     ) if len(axis.spans) > 1 else 0  # fmt: skip
     last = axis.length - axis.spans[-1].output.first
     assert all(0 < piece.length <= max(limit, longest, last) for piece in pieces)

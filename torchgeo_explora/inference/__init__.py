@@ -1,3 +1,28 @@
-"""Rasters in, maps out: windows, blending, reading, writing, and the pipeline between them."""
+"""Rasters in, maps out: bounded memory, exact georeferencing, seamless blending, resumable.
 
-__all__: list[str] = []
+The pipeline reads in threads, fills batches across windows and files, averages overlapping windows
+with whole-number weights, and writes cloud-optimised GeoTIFFs in the grids of the rasters.
+"""
+
+from torchgeo_explora.inference.fit import Fit, fit_raster
+from torchgeo_explora.inference.pipeline import Tally
+from torchgeo_explora.inference.predict import (
+    PredictSettings,
+    Shard,
+    Summary,
+    predict_rasters,
+)
+from torchgeo_explora.inference.raster import Georeference, RasterInfo, read_info
+
+__all__ = [
+    'Fit',
+    'Georeference',
+    'PredictSettings',
+    'RasterInfo',
+    'Shard',
+    'Summary',
+    'Tally',
+    'fit_raster',
+    'predict_rasters',
+    'read_info',
+]

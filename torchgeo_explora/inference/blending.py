@@ -26,7 +26,8 @@ def taper(size: int, ramp: int) -> Weights:
     """
     position = np.arange(size, dtype=np.int64)
     distance = np.minimum(position, size - 1 - position) + 1  # to beyond the nearer end
-    return np.minimum(distance, max(ramp, 1))
+    weights: Weights = np.minimum(distance, max(ramp, 1))
+    return weights
 
 
 def axis_weights(axis: Axis) -> Weights:

@@ -6,6 +6,7 @@ a raster are all pairs of a span down and a span across, so everything about the
 weights included, is a product of something down and something across.
 """
 
+import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Axis:
 
 def _longest(firsts: Sequence[int], step: int, length: int) -> int:
     ends = [*firsts[::step], length]
-    return max(stop - first for first, stop in zip(ends, ends[1:], strict=False))
+    return max(stop - first for first, stop in itertools.pairwise(ends))
 
 
 def overlapping_windows(length: int, size: int, overlap: int) -> Axis:

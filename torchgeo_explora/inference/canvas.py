@@ -1,0 +1,98 @@
+"""Adds up the outputs of overlapping windows of a block, holding a window's height of rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchgeo_explora.inference.blending import axis_weights, weight_sum
+from torchgeo_explora.inference.jobs import Unit
+from torchgeo_explora.inference.windows import Interval, Span
+
+ROWS_AT_ONCE = 64
+"""Rows that are finished together; more take more memory."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Rows of a block that no further window contributes to.
+
+    Args:
+        rows: Which rows of the raster.
+        values: (planes, rows, columns) float64, averaged over windows.
+    """
+
+    rows: Interval
+    values: Tensor
+
+
+class Canvas:
+    """Sums of outputs times weights, for the rows of a block that windows still contribute to.
+
+    Windows are added row by row; rows above the next row of windows are then final.
+
+    Args:
+        unit: The block that is predicted.
+        planes: Outputs a pixel.
+        device: Where sums are held.
+    """
+
+    def __init__(self, unit: Unit, planes: int, device: torch.device) -> None:
+        self.unit, self.block = unit, unit.block
+        grid, block = unit.job.grid, unit.block
+        self.top = block.rows.first
+        """First row that is not finished."""
+        height = max(span.output.length for span in grid.rows.touching(block.rows))
+        shape = (planes, height, block.columns.length)
+        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        down, across = (
+            torch.from_numpy(axis_weights(axis)).to(device, torch.float64)
+            for axis in (grid.rows, grid.columns)
+        )
+        self._weights = down[:, None] * across[None, :]
+        self._down, self._across = (
+            torch.from_numpy(weight_sum(axis, core)).to(device, torch.float64)
+            for axis, core in ((grid.rows, block.rows), (grid.columns, block.columns))
+        )
+
+    def add(self, row: Span, column: Span, output: Tensor) -> None:
+        """Add the output of a window.
+
+        Args:
+            row: The window down.
+            column: The window across.
+            output: (planes, height, width) of all that the window reads, float32; or (planes, 1, 1)
+                for one output for the whole window.
+        """
+        down = row.output.clip(Interval(self.top, self.block.rows.stop))
+        across = column.output.clip(self.block.columns)
+        if output.shape[1:] != (1, 1):
+            output = output[:, down.within(row.start), across.within(column.start)]
+        weights = self._weights[down.within(row.output.first), across.within(column.output.first)]
+        place = self._sums[:, down.within(self.top), across.within(self.block.columns.first)]
+        place.addcmul_(output.to(torch.float64), weights)
+
+    def finish(self, stop: int) -> Iterator[Finished]:
+        """Take rows that no further window contributes to, some at a time.
+
+        Args:
+            stop: Row after the last of them.
+
+        Yields:
+            The rows.
+        """
+        done = 0
+        while self.top < stop:
+            rows = Interval(self.top, min(self.top + ROWS_AT_ONCE, stop))
+            down = self._down[rows.within(self.block.rows.first)]
+            sums = self._sums[:, done : done + rows.length]
+            yield Finished(rows, sums / (down[:, None] * self._across[None, :]))
+            done, self.top = done + rows.length, rows.stop
+        self._scroll(done)
+
+    def _scroll(self, rows: int) -> None:
+        kept = self._sums.shape[1] - rows
+        for plane in self._sums:  # one by one, because a copy is made of each
+            plane[:kept] = plane[rows:].clone()
+            plane[kept:] = 0
