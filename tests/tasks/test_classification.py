@@ -33,7 +33,7 @@ from torchgeo_explora.models import (
     save_backbone,
 )
 from torchgeo_explora.tasks import LoRAClassification
-from torchgeo_explora.transforms.turns import quarter_turns
+from torchgeo_explora.transforms import quarter_turns
 
 SMALL: dict[str, Any] = {
     'model': 'test_vit', 'image_size': 32, 'rank': 2, 'base_lr': 0.5, 'warmup_epochs': 0.5,

@@ -49,7 +49,7 @@ class FineTuningConfig:
         ConfigError: If a value is not possible.
     """
 
-    method: Method = 'lora'
+    method: str = 'lora'
     rank: int = 8
     alpha: float = 1.0
     targets: Sequence[str] = ('q', 'v')

@@ -20,21 +20,14 @@ from torchgeo_explora.models import (
     save_model,
 )
 from torchgeo_explora.objectives.finetuning import Method
-from torchgeo_explora.tasks._finetuning import (
-    FITTED,
-    FineTuningTask,
-    check_labels,
-    warn_of_unseen,
-)
+from torchgeo_explora.tasks._facts import check_labels, warn_of_unseen
+from torchgeo_explora.tasks._finetuning import FITTED, FineTuningTask
 from torchgeo_explora.tasks._frozen import check_batch
 from torchgeo_explora.tasks.metrics import official_metrics
-from torchgeo_explora.transforms import RandomResizedCrop
+from torchgeo_explora.transforms import TrainingViews
 from torchgeo_explora.transforms.normalize import resize_and_centre
-from torchgeo_explora.transforms.turns import quarter_turns
 
 PEFT_FOLDER = 'peft'
-# Keeps the draws of turns apart from those of crops, which share the seed of the step
-TURNS = 1 << 61
 
 
 class LoRAClassification(FineTuningTask, Classification):
@@ -161,8 +154,9 @@ class LoRAClassification(FineTuningTask, Classification):
             vit, 1 if count is None else count, hparams['pooling'], self._head_generator()
         )
         self._choose_norms()
-        scale, size = hparams['crop_scale'], hparams['image_size']
-        self.crop = None if scale is None else RandomResizedCrop(size, (scale[0], scale[1]))
+        self.views = TrainingViews(
+            hparams['image_size'], self.resize, hparams['crop_scale'], hparams['turns']
+        )
         self._check_size()
 
     def _head_generator(self) -> torch.Generator:
@@ -261,7 +255,7 @@ class LoRAClassification(FineTuningTask, Classification):
             ConfigError: If its head has another number of classes, or other classes.
         """
         super().on_load_checkpoint(checkpoint)
-        stored = len(checkpoint['state_dict']['model.head.bias'])
+        stored = len(checkpoint['state_dict'].get('model.head.bias', ()))
         if self.hparams['num_classes'] is None:
             self._set_classes(stored)
         if stored != self.hparams['num_classes']:
@@ -295,7 +289,7 @@ class LoRAClassification(FineTuningTask, Classification):
         with self.training_randomness(1 + tokens) as seed:
             logits = self._logits(self.views(images, seed), batch.get('timestamps'))
         loss: Tensor = self.criterion(logits, labels)
-        self.train_metrics(logits, labels)
+        self.train_metrics.update(logits, labels)
         self._count(labels)
         self.log('train_loss', loss, batch_size=len(images), prog_bar=True)
         return loss
@@ -303,23 +297,6 @@ class LoRAClassification(FineTuningTask, Classification):
     def _empty(self, images: Tensor) -> Tensor:
         size = self.hparams['image_size']
         return torch.empty((*images.shape[:-2], size, size), device='meta')
-
-    def views(self, images: Tensor, seed: int) -> Tensor:
-        """Crop and turn training images, or bring them to the model's size.
-
-        Args:
-            images: (B, ..., C, H, W) in [0, 1].
-            seed: Draws the crops and turns.
-        """
-        with torch.autocast(images.device.type, enabled=False):
-            if self.crop is not None:
-                images = self.crop(images, seed)
-            else:
-                flat = images.flatten(0, -4).float()
-                small = resize_and_centre(flat, self.resize, self.hparams['image_size'])
-                images = small.unflatten(0, images.shape[:-3])
-            # another stream than that of the crops
-            return quarter_turns(images, seed ^ TURNS) if self.hparams['turns'] else images
 
     def _checked(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         check_batch(batch)
@@ -331,7 +308,8 @@ class LoRAClassification(FineTuningTask, Classification):
     def _count(self, labels: Tensor) -> None:
         count = self.hparams['num_classes']
         valid = labels[(labels >= 0) & (labels < count)].cpu()
-        self.seen = self.seen + torch.bincount(valid, minlength=count)
+        counts = torch.bincount(valid, minlength=count)
+        self.seen = self.seen + counts if len(self.seen) == count else counts
 
     def on_train_epoch_start(self) -> None:
         """Begin to count the classes of the training images."""
@@ -348,7 +326,7 @@ class LoRAClassification(FineTuningTask, Classification):
         images, labels = self._checked(batch)
         logits = self(images, batch.get('timestamps'))
         metrics = self.val_metrics if stage == 'val' else self.test_metrics
-        metrics(logits, labels)
+        metrics.update(logits, labels)
         if stage in self.official:
             self._official_metrics(stage).update(logits, labels)
         loss = self.criterion(logits, labels)
@@ -398,7 +376,9 @@ class LoRAClassification(FineTuningTask, Classification):
         Args:
             folder: Where ``model.safetensors`` and ``peft`` go.
         """
-        spec = self.describe('classification', {'pooling': self.hparams['pooling']}, self.hparams['image_size'])
+        spec = self.describe(
+            'classification', {'pooling': self.hparams['pooling']}, self.hparams['image_size']
+        )
         paths = [save_model(self.model, spec, folder / FITTED)]
         if self.hparams['method'] == 'lora':
             start = self.load_report.source or 'random'

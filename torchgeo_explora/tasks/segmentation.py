@@ -1,20 +1,25 @@
 """Fine-tuning of a vision transformer for semantic segmentation, with low-rank updates."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_warn
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 from torchgeo.tasks import SemanticSegmentation
 from torchvision.models._api import WeightsEnum
 
+from torchgeo_explora.adapters.surgery import encoder_parameters
 from torchgeo_explora.errors import ConfigError, ImageError
 from torchgeo_explora.layers.tokens import token_count
 from torchgeo_explora.models import save_model
 from torchgeo_explora.models.segmentation import Segmenter, build_segmenter
 from torchgeo_explora.objectives.finetuning import Method
-from torchgeo_explora.tasks._finetuning import FITTED, FineTuningTask, warn_of_unseen
+from torchgeo_explora.tasks._facts import warn_of_unseen
+from torchgeo_explora.tasks._finetuning import FITTED, FineTuningTask
 from torchgeo_explora.tasks._masks import ValidPixels, check_masks
 from torchgeo_explora.transforms import JointTransform
 
@@ -143,8 +148,27 @@ class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
         """Build backbone and decoder; the decoder again once the classes are known."""
         count = self.hparams['num_classes']
         self.model = self._build(self.make_backbone(None), 1 if count is None else count)
+        self._leave_unused()
 
-    def _build(self, vit: nn.Module, count: int) -> Segmenter:
+    def _leave_unused(self) -> None:
+        """Freeze what the decoder never sees: ranks would wait for its gradient."""
+        encoder, vit = self.model.encoder, self.model.backbone
+        unused = [
+            *list(vit.blocks)[max(encoder.blocks) + 1 :],
+            *([] if encoder.norm else [vit.norm]),
+        ]
+        for part in unused:
+            part.requires_grad_(False)
+        parameters = dict(encoder_parameters(vit))
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.adapter_report = replace(
+            self.adapter_report,
+            trainable_parameters=sum(p.numel() for p in trained.values()),
+            trained=tuple(trained),
+            frozen=tuple(name for name in parameters if name not in trained),
+        )
+
+    def _build(self, vit: VisionTransformer, count: int) -> Segmenter:
         options = self.options()
         return build_segmenter(vit, options.pop('decoder'), count, seed=self._seed(), **options)
 
@@ -355,6 +379,8 @@ class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
         Args:
             folder: Where ``model.safetensors`` goes.
         """
-        assert self.fitted_size is not None, 'known from the first training step'
+        if self.fitted_size is None:
+            rank_zero_warn('No model was written: the run did not do a single step.')
+            return []
         spec = self.describe('segmentation', self.options(), self.fitted_size)
         return [save_model(self.model, spec, folder / FITTED)]

@@ -5,6 +5,7 @@ from .multicrop import Crops, MultiCrop
 from .normalize import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, Normalize
 from .spectral import SpectralAugmentation
 from .temporal import RandomResizedCrop
+from .turns import TrainingViews, quarter_turns
 
 __all__ = [
     'IMAGENET_MEAN',
@@ -16,4 +17,6 @@ __all__ = [
     'Normalize',
     'RandomResizedCrop',
     'SpectralAugmentation',
+    'TrainingViews',
+    'quarter_turns',
 ]
