@@ -1,5 +1,6 @@
 """What the fine-tuning tasks share: the start, what trains and how, and the file that comes out."""
 
+import inspect
 import json
 import math
 from abc import abstractmethod
@@ -222,7 +223,14 @@ class FineTuningTask(BaseTask):
         rank_zero_info(f'{rest:,} weights of the head train as well.')
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in the checkpoint how the backbone in it was made."""
+        """Say in the checkpoint how the backbone in it was made; keep only arguments of the task.
+
+        The command line makes the task again from the arguments that a checkpoint holds.
+        """
+        own = inspect.signature(type(self).__init__).parameters
+        saved: dict[str, Any] = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        for name in [key for key in saved if key not in own and not key.startswith('_')]:
+            del saved[name]
         root, vit = find_backbone(self.model)
         facts = {
             'base': self.hparams['model'],
