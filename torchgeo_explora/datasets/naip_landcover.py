@@ -255,7 +255,7 @@ def _read_arrays(base: Path) -> _Table:
         codes, splits = (
             np.load(base / name, allow_pickle=False).astype(np.int64) for name in (_LABELS, _ARRAY)
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ImageError(
             f'{base / _LABELS} or {_ARRAY} cannot be read ({error}): give arrays of numbers.'
         ) from error
