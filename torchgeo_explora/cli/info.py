@@ -1,14 +1,18 @@
-"""``info``: what a weights file is, or what a run did and whether it helped."""
+"""``info``: what a weights file or adapter is, or what a run did and whether it helped."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from torchgeo_explora.adapters.peft import ADAPTER_CONFIG
 from torchgeo_explora.cli.console import duration, say, size
 from torchgeo_explora.cli.run_folder import RunFolder, read_json
 from torchgeo_explora.errors import WeightsError
-from torchgeo_explora.models import describe_file
+from torchgeo_explora.models import describe_file, describe_peft
+
+WRITTEN = ('model.safetensors', 'explora.safetensors')
+"""What `torchgeo fit` leaves in its folder, most telling first."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,14 +27,33 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ExploraError: If there is nothing that can be described.
     """
-    path = Path(args.path).expanduser()
-    content = read_run(RunFolder(path)) if path.is_dir() else describe_file(path)
-    if args.json:
-        say(json.dumps(content, indent=2))
-        return 0
-    for line in _run_lines(content) if path.is_dir() else _file_lines(content):
+    content, lines = describe(Path(args.path).expanduser())
+    for line in [json.dumps(content, indent=2)] if args.json else lines:
         say(line)
     return 0
+
+
+def describe(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return what a path holds, as numbers and texts and as lines to read.
+
+    Args:
+        path: A weights file, the folder of a run, or that of a PEFT adapter.
+
+    Raises:
+        ExploraError: If there is nothing that can be described.
+    """
+    if not path.is_dir():
+        content = describe_file(path)
+        return content, _file_lines(content)
+    if (path / ADAPTER_CONFIG).is_file():
+        content = describe_peft(path)
+        return content, _peft_lines(content)
+    folder = RunFolder(path)
+    weights = [path / name for name in WRITTEN if (path / name).is_file()]
+    if weights and not folder.settings.is_file():  # of `torchgeo fit`
+        return describe(weights[0])
+    content = read_run(folder)
+    return content, _run_lines(content)
 
 
 def read_run(folder: RunFolder) -> dict[str, Any]:
@@ -61,15 +84,66 @@ def _file_lines(content: dict[str, Any]) -> list[str]:
         lines.append(f'  positions   {height} x {width} patches')
     if content.get('root'):
         lines.append(f'  keys under  {content["root"]}')
+    lines += _spec_lines(content.get('fitted')) + _delta_lines(content.get('delta'))
     lines += [
         f'  tensors     {content["tensors"]} of {", ".join(content["dtypes"])}, '
         f'{content["parameters"]:,} values',
         f'  size        {size(content["bytes"])}',
         f'  sha256      {content["sha256"]}',
     ]
+    told = {'spec', 'config'} if {'fitted', 'delta'} & content.keys() else set()
     return lines + [
-        f'  {name:<11} {_short(text)}' for name, text in sorted(content['metadata'].items())
+        f'  {name:<11} {_short(text)}'
+        for name, text in sorted(content['metadata'].items())
+        if name not in told
     ]
+
+
+def _spec_lines(spec: dict[str, Any] | None) -> list[str]:
+    """What a fitted model does, and for which images."""
+    if spec is None:
+        return []
+    resolution = spec['resolution']
+    on = '' if resolution is None else f' of {resolution:g} (metres, or units of the CRS)'
+    lines = [
+        f'  task        {spec["task"]}, {len(spec["classes"])} classes',
+        f'  classes     {_short(", ".join(spec["classes"]))}',
+        f'  band names  {_short(", ".join(spec["bands"]))}',
+        f'  fitted on   {spec["image_size"]} px{on}',
+        f'  built with  {_short(json.dumps(spec["options"]))}',
+    ]
+    if spec['scale'] is not None:
+        pairs = ', '.join(f'{low:g} to {high:g}' for low, high in spec['scale'])
+        lines.append(f'  raw values  {_short(pairs)} become 0 to 1')
+    if spec.get('intact') is False:
+        lines.append('  CHANGED     the weights are not those that the description was written for')
+    return lines
+
+
+def _delta_lines(delta: dict[str, Any] | None) -> list[str]:
+    """What an adaptation trained, and what it belongs to."""
+    if delta is None:
+        return []
+    blocks = ', '.join(map(str, delta['unfreeze_blocks']))
+    return [
+        f'  belongs to  {delta["base"] or "a model that is not named"}, started from '
+        f'{delta["start"] or "weights that are not named"}',
+        f'  trained     rank {delta["rank"]}, blocks in full: {blocks or "none"}',
+    ]
+
+
+def _peft_lines(content: dict[str, Any]) -> list[str]:
+    lines = [
+        f'{content["path"]}: {content["kind"]}',
+        f'  base        {content["base"] or "not named"}',
+        f'  factors     rank {content["rank"]} (stacked), alpha {content["alpha"]}, '
+        f'{content["parameters"]:,} values',
+        f'  size        {size(content["bytes"])}',
+    ]
+    if content['head'] is not None:
+        lines.append(f'  start       {content["head"]["start"] or "not named"}')
+        lines += _spec_lines(content['head']['spec'])
+    return lines
 
 
 def _short(text: str, length: int = 100) -> str:

@@ -33,7 +33,8 @@ tell, by probes before and after, whether the adaptation helped.""",
   torchgeo-explora probe train/ --test test/ --weights timm --out scores""",
     'info': """examples:
   torchgeo-explora info run1                       what a run did and whether it helped
-  torchgeo-explora info weights.safetensors""",
+  torchgeo-explora info model.safetensors          what a weights file or fitted model is
+  torchgeo-explora info lightning_logs/version_0/peft   what a PEFT adapter with head is""",
     'export': """examples:
   torchgeo-explora export run1 --to merged --image-size 224 --out vits14_224.safetensors
   torchgeo-explora export run1/checkpoints/last.ckpt --to delta --out adapter.safetensors
@@ -268,7 +269,7 @@ def _positive(text: str) -> int:
 _COMMANDS = {
     'adapt': ('adapt a model to a folder of images, and say whether it helped', _adapt),
     'probe': ('score weights on labelled images: nearest neighbours and linear probe', _probe),
-    'info': ('say what a weights file or a run is', _info),
+    'info': ('say what weights, a fitted model, an adapter or a run are', _info),
     'export': ('convert between merged weights, delta and PEFT files', _export),
     'estimate': ('say what a run would take on this machine, from a timed step', _estimate),
     'replay': ('run the whole method in minutes on synthetic scenes, or on your images', _replay),

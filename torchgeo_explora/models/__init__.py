@@ -4,7 +4,7 @@ Importing this sub-package registers the models with timm and, where it is insta
 """
 
 from torchgeo_explora.models._decoder_loading import DecoderReport, load_decoder
-from torchgeo_explora.models._describe import describe_file
+from torchgeo_explora.models._describe import describe_file, describe_peft
 from torchgeo_explora.models._loading import (
     Checkpoint,
     Conversion,
@@ -95,6 +95,7 @@ __all__ = [
     'convert_state_dict',
     'create_backbone',
     'describe_file',
+    'describe_peft',
     'explora_group_channel_vit_base',
     'explora_group_channel_vit_large',
     'explora_group_channel_vit_small',

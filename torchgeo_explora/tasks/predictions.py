@@ -95,18 +95,21 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather the rows of all processes and write them."""
-        for number, parts in sorted(self._parts.items()):
-            rows = Rows.join(gathered(Rows.join(parts)))
-            if not trainer.is_global_zero or getattr(trainer, 'fast_dev_run', False):
-                continue
+        # a process may have had no batch of a loader, and has to take part all the same
+        found = gathered({n: (Rows.join(p), self._info[n]) for n, p in self._parts.items()})
+        self._parts = {}
+        if not trainer.is_global_zero or getattr(trainer, 'fast_dev_run', False):
+            return
+        for number in sorted({number for part in found for number in part}):
+            parts = [part[number] for part in found if number in part]
+            rows, info = Rows.join([rows for rows, _ in parts]), parts[0][1]
             loader = pick_loader(trainer.predict_dataloaders, number)
             file_of = partial(sample_file, getattr(loader, 'dataset', None))
-            folder, info = self._target(trainer, number), self._info[number]
+            folder = self._target(trainer, number)
             path = write_rows(folder / TABLE, rows, info, file_of)
             rank_zero_info(f'Wrote {len(rows.indices):,} predictions: {path}')
             if info.dense:
                 rank_zero_info(f'Wrote their masks: {folder / MASKS}')
-        self._parts = {}
 
 
 def class_scores_of(prediction: object, task: pl.LightningModule) -> Tensor:

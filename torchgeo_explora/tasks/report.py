@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from torchgeo_explora.errors import ConfigError
-from torchgeo_explora.tasks._reports.classes import class_info, task_kind
-from torchgeo_explora.tasks._reports.collect import Collector, read_batch
+from torchgeo_explora.tasks._reports.classes import ClassInfo, class_info, task_kind
+from torchgeo_explora.tasks._reports.collect import Collector, Outcome, read_batch
 from torchgeo_explora.tasks._reports.loaders import gathered, pick_loader, positions
 from torchgeo_explora.tasks._reports.write import finite, write_report
 from torchgeo_explora.tasks.predictions import PredictionWriter
@@ -110,9 +110,7 @@ class TestReport(Callback):
             )
         if dataloader_idx not in self._collectors:
             info = class_info(trainer, pl_module, logits)
-            self._collectors[dataloader_idx] = Collector(
-                info, self.examples, self.mistakes, self.seed, self.bands
-            )
+            self._collectors[dataloader_idx] = self._collector(info)
         collector = self._collectors[dataloader_idx]
         predicted = read_batch(batch, logits, collector.info)
         loader = pick_loader(trainer.test_dataloaders, dataloader_idx)
@@ -121,23 +119,36 @@ class TestReport(Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather what all processes saw, and write it."""
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        for number, collector in sorted(self._collectors.items()):
-            outcome = collector.joined(gathered(collector.outcome()))
-            if not trainer.is_global_zero or getattr(trainer, 'fast_dev_run', False):
-                continue
-            if outcome.counts.sum() == 0:
-                rank_zero_info('No test report: nothing in the test images has a label to score.')
-                continue
-            several = f'_{number}' if len(self._collectors) > 1 else ''
-            about = {
-                'task': type(pl_module).__name__,
-                'checkpoint': None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-                'metrics': finite(trainer.callback_metrics),
-            }
-            target = folder / f'{self.folder}{several}'
-            for path in write_report(target, outcome, collector.info, about):
-                rank_zero_info(f'Wrote {path}')
+        # a process may have had no batch of a loader, and has to take part all the same
+        mine = {number: (c.outcome(), c.info) for number, c in self._collectors.items()}
+        found = gathered(mine)
         self._collectors = {}
+        if not trainer.is_global_zero or getattr(trainer, 'fast_dev_run', False):
+            return
+        about = {
+            'task': type(pl_module).__name__,
+            'checkpoint': None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            'metrics': finite(trainer.callback_metrics),
+        }
+        numbers = sorted({number for part in found for number in part})
+        for number in numbers:
+            parts = [part[number] for part in found if number in part]
+            info = parts[0][1]
+            joined = self._collector(info).joined([outcome for outcome, _ in parts])
+            several = f'_{number}' if len(numbers) > 1 else ''
+            self._write(joined, info, about, folder / f'{self.folder}{several}')
+
+    def _collector(self, info: ClassInfo) -> Collector:
+        return Collector(info, self.examples, self.mistakes, self.seed, self.bands)
+
+    def _write(
+        self, outcome: Outcome, info: ClassInfo, about: Mapping[str, Any], folder: Path
+    ) -> None:
+        if outcome.counts.sum() == 0:
+            rank_zero_info('No test report: nothing in the test images has a label to score.')
+            return
+        for path in write_report(folder, outcome, info, about):
+            rank_zero_info(f'Wrote {path}')
 
 
 def report_callbacks(trainer: pl.Trainer) -> list[Callback]:
