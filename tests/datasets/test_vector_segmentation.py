@@ -239,9 +239,12 @@ def test_not_a_number_and_alpha_are_no_data(tmp_path: Path) -> None:
     write(tmp_path / 'alpha' / 'a.tif', alpha, alpha=True)
     for kind, share in (('float', 1.0), ('alpha', 0.5)):
         write_polygons(tmp_path / kind / 'l.gpkg', [square(0, 0, 32)])
-        with warnings.catch_warnings():
-            warnings.simplefilter('error')
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
             dataset = VectorSegmentation(tmp_path / kind, 'l.gpkg', image_size=16, **ONE_SPLIT)
+        assert [True for w in said if 'The alpha channel of 1' in str(w.message)] == [True] * (
+            kind == 'alpha'
+        )
         assert dataset.counts['windows without data'] == 2
         for index in range(2):
             assert (dataset[index]['mask'] == 1).float().mean() == share

@@ -4,8 +4,10 @@ from ._sampler import ResumableSampler
 from .eurosat import EuroSATDataModule, EuroSATRGBDataModule
 from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
 from .folder import FolderDataModule
+from .naip import NAIPChesapeakeDataModule, NAIPDataModule
 from .naip_landcover import NAIPLandCoverDataModule
 from .resisc45 import RESISC45DataModule
+from .spacenet1 import SpaceNet1DataModule
 from .vector_segmentation import VectorSegmentationDataModule
 from .wilds import Camelyon17DataModule, IWildCamDataModule
 
@@ -18,8 +20,11 @@ __all__ = [
     'FMoWTemporalDataModule',
     'FolderDataModule',
     'IWildCamDataModule',
+    'NAIPChesapeakeDataModule',
+    'NAIPDataModule',
     'NAIPLandCoverDataModule',
     'RESISC45DataModule',
     'ResumableSampler',
+    'SpaceNet1DataModule',
     'VectorSegmentationDataModule',
 ]

@@ -105,6 +105,13 @@ def find_rasters(root: Path, masks: Path, bands: Sequence[int | str] | None) -> 
         )
     headers = [header for header, _ in used]
     indexes = [select_bands(header, bands) for header in headers]
+    alpha = [header.path for header in headers if header.alpha]
+    if alpha and bands is None:
+        warnings.warn(
+            f'The alpha channel of {len(alpha)} rasters masks their pixels: {name_some(alpha)}. If it '
+            'is a band, as in RGB and near infrared without a colour table, give `bands`.',
+            stacklevel=2,
+        )
     kinds = [
         f'{len(chosen)} bands of {header.dtype}'
         for chosen, header in zip(indexes, headers, strict=True)
