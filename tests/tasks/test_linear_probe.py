@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torchgeo.main import main
 
-from tests.tasks.toy import CONF, HALVES, TINY, ColourDataModule, images, trainer
+from tests.tasks.toy import CLASSES, CONF, HALVES, TINY, ColourDataModule, images, trainer
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import create_backbone, save_backbone
 from torchgeo_explora.objectives.probing import (
@@ -65,6 +65,16 @@ def test_the_task_gives_what_the_functions_give(tmp_path: Path, stage: str) -> N
     assert [float(row['accuracy']) for row in rows] == pytest.approx(
         [score.accuracy for score in result.scores]
     )
+    tables = tmp_path / 'linear_probe_test_report'
+    assert tables.is_dir() == (stage == 'test')
+    if stage == 'test':
+        report = json.loads((tables / 'report.json').read_text(encoding='utf-8'))
+        assert report['overall']['accuracy'] == pytest.approx(best, abs=1e-6)
+        assert report['images'] == 24
+        assert [row['class'] for row in report['classes']] == CLASSES
+        assert {'classes.csv', 'confusion.csv', 'confusion.png'} <= {
+            f.name for f in tables.iterdir()
+        }
 
 
 def test_a_kept_folder_of_features_changes_nothing_and_follows_the_weights(

@@ -26,9 +26,16 @@ from torchgeo_explora.objectives.probing import (
 )
 from torchgeo_explora.objectives.probing.linear import PAPER_LEARNING_RATES
 from torchgeo_explora.tasks._frozen import FrozenFeatureTask, RandomViews, check_batch
+from torchgeo_explora.tasks._reports.classes import class_info
+from torchgeo_explora.tasks._reports.collect import Outcome
+from torchgeo_explora.tasks._reports.scores import count_pairs
+from torchgeo_explora.tasks._reports.write import write_report
 from torchgeo_explora.tasks._results import ProgressReport, write_result
 from torchgeo_explora.tasks.metrics import official_metrics
 from torchgeo_explora.tasks.predictions import PredictionWriter
+
+TABLES = 'linear_probe_test_report'
+"""Folder of the confusion matrix and the scores of every class."""
 
 
 class LinearProbe(FrozenFeatureTask):
@@ -45,7 +52,8 @@ class LinearProbe(FrozenFeatureTask):
 
     Logs ``val/linear_acc_best``, ``val/linear_acc/4_blocks_avg_lr_0.01`` and so on, and what the data
     set's benchmark reports of the best classifier (``val/official_macro_f1``); writes
-    ``linear_probe_val.json`` and ``.csv`` beside the run. Accuracies are shares in [0, 1].
+    ``linear_probe_val.json`` and ``.csv`` beside the run, and in a test the confusion matrix and the
+    scores of every class. Accuracies are shares in [0, 1].
 
     Batches hold ``image`` in [0, 1], as those of this package's data modules do. For a data module
     of TorchGeo, which normalises, give ``mean`` and ``std`` that leave its images alone (0 and 1).
@@ -265,6 +273,25 @@ class LinearProbe(FrozenFeatureTask):
             rank_zero_info(line)
         if self.writes:
             self._write(stage, features, result, logistic, official)
+        if self.writes and stage == 'test':
+            self._write_tables(features, result)
+
+    def _write_tables(self, features: Features, result: LinearProbeResult) -> None:
+        """Write the confusion matrix and the scores of every class, of the best classifier."""
+        predicted, truth = self._predicted(features, result), features.require_labels().cpu()
+        classes = next(iter(result.bank.biases.values())).shape[1]
+        counts = count_pairs(truth, predicted, classes).numpy()
+        info = class_info(self.trainer, self, torch.empty(0, classes))
+        about = {'task': type(self).__name__, 'classifier': result.best.name}
+        outcome = Outcome(counts, [], [], 0, len(features))
+        for path in write_report(self.result_folder() / TABLES, outcome, info, about):
+            rank_zero_info(f'Wrote {path}')
+
+    def _predicted(self, features: Features, result: LinearProbeResult) -> Tensor:
+        """Classes that the best classifier predicts."""
+        assert self.chosen is not None, 'the report chooses first'
+        blocks, pooled, rate = self.chosen
+        return result.bank.predict(features, (blocks, pooled))[:, rate].cpu()
 
     def _official(
         self, stage: str, features: Features, result: LinearProbeResult
@@ -273,12 +300,9 @@ class LinearProbe(FrozenFeatureTask):
         names: Sequence[str] = getattr(self._datamodule(), 'official_metrics', ())
         if not names:
             return {}
-        assert self.chosen is not None, 'the report chooses first'
-        bank, (blocks, pooled, rate) = result.bank, self.chosen
-        predicted = bank.predict(features, (blocks, pooled))[:, rate].cpu()
-        classes = next(iter(bank.biases.values())).shape[1]
+        classes = next(iter(result.bank.biases.values())).shape[1]
         metrics = official_metrics(names, classes)
-        metrics.update(predicted, features.require_labels().cpu())
+        metrics.update(self._predicted(features, result), features.require_labels().cpu())
         found = {name: float(value) for name, value in metrics.compute().items()}
         self.log_dict({f'{stage}/{name}': value for name, value in found.items()})
         return found
