@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 os.environ['COLUMNS'] = '100'  # width of the commands' help
 
@@ -40,6 +41,15 @@ def _commands() -> Iterator[str]:
                 yield f'## {name}\n\n```text\n{parser.format_help()}```\n'
 
 
+def _config_rows() -> Iterator[tuple[str, ...]]:
+    """Yield a header, a ruler, and one row for each file of ``conf/``, from its first line."""
+    yield ('file', 'what it runs')
+    yield ('---', '---')
+    for path in sorted((Path(__file__).parent.parent / 'conf').glob('*.yaml')):
+        first = path.read_text(encoding='utf-8').splitlines()[0]
+        yield (f'`{path.name}`', first.removeprefix('# '))
+
+
 project = 'torchgeo-explora'
 author = 'The torchgeo-explora developers'
 copyright = '2026, The torchgeo-explora developers'
@@ -68,6 +78,7 @@ myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath', 'substitution'
 myst_heading_anchors = 3
 myst_substitutions = {
     'commands': '\n'.join(_commands()),
+    'configs': _table(_config_rows()),
     'mae_presets': _table(_preset_rows(MAE_PRESETS, MAE_PARTS)),
     'presets': _table(_preset_rows(PRESETS, PARTS)),
 }
