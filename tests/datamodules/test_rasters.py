@@ -77,7 +77,9 @@ def test_prediction_covers_the_rasters(tmp_path: Path) -> None:
         for number in range(2)
     ]).reshape(2, 2, -1).sum(axis=(0, 2))  # fmt: skip
     assert images.mul(255).double().sum(dim=(0, 2, 3)).round().tolist() == sums.tolist()
-    assert data.val_dataloader() == [] and data.test_dataloader() == []
+    assert data.val_dataloader() == [] and len(data.test_dataloader()) == len(
+        data.predict_dataloader()
+    )
 
 
 def test_land_use_splits_and_codes(tmp_path: Path) -> None:

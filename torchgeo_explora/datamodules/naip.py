@@ -52,8 +52,8 @@ class NAIPDataModule(ImageDataModule):
 
     Patches are drawn by TorchGeo's ``RandomPatchSampler``, anew in every pass, from a generator
     that depends on the seed and the pass alone, so that a resumed run sees the patches that the
-    unbroken one would have seen. There is no validation and no test; prediction goes over a grid of
-    patches that covers all rasters.
+    unbroken one would have seen. Test and prediction go over a grid of patches that covers all
+    rasters, those seen in training too: there are no labels to hold back. There is no validation.
 
     Args:
         root: Folder of NAIP's GeoTIFFs, searched with its sub-folders.
@@ -108,7 +108,7 @@ class NAIPDataModule(ImageDataModule):
             return
         naip = _read_naip(self.root, self.bands)
         self.resolution = float(max(naip.res))
-        self.predict_dataset = Patches(naip, self.patch_size)
+        self.predict_dataset = self.test_dataset = Patches(naip, self.patch_size)
         length = len(self.predict_dataset) if self.length is None else self.length
         self.train_dataset = Patches(naip, self.patch_size, length, None, self.seed)
         self._ready = True

@@ -108,7 +108,7 @@ class SpaceNet1DataModule(ImageDataModule):
         train = order if self.train_on_all else order[val + test :]
         self.train_dataset = self._chips(labelled, train, random=True)
         self.val_dataset = self._chips(labelled, order[:val]) if self.masks else None
-        self.test_dataset = self._chips(labelled, order[val : val + test]) if self.masks else None
+        self.test_dataset = self._chips(labelled, order[val : val + test])
         self.predict_dataset = self._unlabelled(labelled, order[val : val + test])
         self._ready = True
 
