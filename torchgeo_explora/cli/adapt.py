@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from timm.models.vision_transformer import VisionTransformer
 
+from torchgeo_explora.cli.choices import choose_device
 from torchgeo_explora.cli.console import percent, say, say_left_out, table
 from torchgeo_explora.cli.picture import draw_report
 from torchgeo_explora.cli.plan import Plan, make_plan
@@ -31,7 +32,7 @@ from torchgeo_explora.cli.scoring import (
     judge,
     score,
 )
-from torchgeo_explora.cli.settings import AdaptSettings, choose_device
+from torchgeo_explora.cli.settings import AdaptSettings
 from torchgeo_explora.cli.training import (
     LastCheckpoint,
     MetricsTable,

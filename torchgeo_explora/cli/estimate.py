@@ -8,15 +8,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from torchgeo_explora.cli.choices import choose_device, choose_precision
 from torchgeo_explora.cli.console import duration, say, size
 from torchgeo_explora.cli.images import LARGEST_SIDE
 from torchgeo_explora.cli.plan import count_steps, patch_size, task_arguments
-from torchgeo_explora.cli.settings import (
-    AdaptSettings,
-    choose_device,
-    choose_precision,
-    given_options,
-)
+from torchgeo_explora.cli.settings import AdaptSettings, given_options
 from torchgeo_explora.datasets import ImageFolder
 from torchgeo_explora.datasets.image_folder import image_root
 from torchgeo_explora.errors import ConfigError

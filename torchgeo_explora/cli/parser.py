@@ -5,6 +5,7 @@ import sys
 from typing import NoReturn
 
 from torchgeo_explora import __version__
+from torchgeo_explora.cli import predict_arguments
 from torchgeo_explora.cli.console import PROGRAM, complain
 
 MODEL = 'vit_small_patch14_dinov2'
@@ -19,7 +20,8 @@ _EXAMPLES = {
   torchgeo-explora replay                          the whole method in minutes, on synthetic scenes
   torchgeo-explora estimate photos/                what a run would take, before it runs
   torchgeo-explora adapt photos/ --weights dinov2_vits14.safetensors --out run1
-  torchgeo-explora info run1/explora.safetensors""",
+  torchgeo-explora info run1/explora.safetensors
+  torchgeo-explora predict scenes/ --model model.safetensors --out maps""",
     'adapt': """examples:
   torchgeo-explora adapt photos/ --weights dinov2_vits14.safetensors --out run1
   torchgeo-explora adapt photos/ --labels labelled/ --weights timm --out run2 --epochs 20
@@ -28,6 +30,7 @@ _EXAMPLES = {
 
 Sub-folders are taken for classes where every image lies in one. Classes never train: they only
 tell, by probes before and after, whether the adaptation helped.""",
+    'predict': predict_arguments.EXAMPLES,
     'probe': """examples:
   torchgeo-explora probe labelled/ --weights run1/explora.safetensors
   torchgeo-explora probe train/ --test test/ --weights timm --out scores""",
@@ -268,6 +271,10 @@ def _positive(text: str) -> int:
 
 _COMMANDS = {
     'adapt': ('adapt a model to a folder of images, and say whether it helped', _adapt),
+    'predict': (
+        'write maps of what a fitted model sees in rasters',
+        predict_arguments.add_arguments,
+    ),
     'probe': ('score weights on labelled images: nearest neighbours and linear probe', _probe),
     'info': ('say what weights, a fitted model, an adapter or a run are', _info),
     'export': ('convert between merged weights, delta and PEFT files', _export),

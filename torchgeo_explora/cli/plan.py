@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 
 from torchgeo_explora.cli import replay_model  # noqa: F401  # makes the model of `replay` known to timm
+from torchgeo_explora.cli.choices import choose_precision
 from torchgeo_explora.cli.console import say
 from torchgeo_explora.cli.images import RunImages, open_images
-from torchgeo_explora.cli.settings import AdaptSettings, choose_precision, weights_argument
+from torchgeo_explora.cli.settings import AdaptSettings, weights_argument
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import create_backbone, read_metadata
 from torchgeo_explora.objectives.presets import Recipe, get_preset, recipe_fields

@@ -7,18 +7,13 @@ from typing import Any
 
 import torch
 
+from torchgeo_explora.cli.choices import choose_device, choose_precision
 from torchgeo_explora.cli.console import percent, say, say_left_out, table
 from torchgeo_explora.cli.images import LabelledSplit, left_out, reading, separate_split
 from torchgeo_explora.cli.plan import patch_size, statistics, whole_patches
 from torchgeo_explora.cli.run_folder import RunFolder, environment, write_json
 from torchgeo_explora.cli.scoring import Evaluation
-from torchgeo_explora.cli.settings import (
-    AdaptSettings,
-    choose_device,
-    choose_precision,
-    given_options,
-    weights_argument,
-)
+from torchgeo_explora.cli.settings import AdaptSettings, given_options, weights_argument
 from torchgeo_explora.cli.training import ProgressLine
 from torchgeo_explora.datasets.image_folder import image_root
 from torchgeo_explora.models import create_backbone, read_metadata

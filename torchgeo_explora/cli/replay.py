@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from torchgeo_explora.cli.adapt import adapt
+from torchgeo_explora.cli.choices import choose_device
 from torchgeo_explora.cli.console import duration, percent, say, table
 from torchgeo_explora.cli.replay_base import Base, train_base
 from torchgeo_explora.cli.replay_model import NAME, SIDE
 from torchgeo_explora.cli.replay_picture import draw_replay
 from torchgeo_explora.cli.run_folder import RunFolder, write_json
 from torchgeo_explora.cli.scoring import HEADLINE_K, Scores
-from torchgeo_explora.cli.settings import AdaptSettings, choose_device, given_options
+from torchgeo_explora.cli.settings import AdaptSettings, given_options
 from torchgeo_explora.datasets import SyntheticScenes
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import save_backbone

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 import yaml
 
+from torchgeo_explora.cli.choices import parse_bands
 from torchgeo_explora.cli.parser import MODEL
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
@@ -167,11 +167,6 @@ def weights_argument(text: str) -> str | bool | None:
     return {'timm': True, 'random': None}.get(text, text)
 
 
-def parse_bands(texts: list[str]) -> list[int | str]:
-    """Read bands: whole numbers are indexes, anything else a description."""
-    return [int(text) if text.isdecimal() else text for text in texts]
-
-
 def _extra(pairs: list[str]) -> dict[str, Any]:
     """Read ``KEY=VALUE`` pairs; values are YAML.
 
@@ -197,38 +192,6 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Return the device that the option ``--device`` names.
-
-    Raises:
-        ConfigError: If there is no such device.
-    """
-    available = torch.cuda.is_available()
-    if name == 'cuda' and not available:
-        raise ConfigError('--device cuda was given and PyTorch finds no GPU: use --device cpu.')
-    return torch.device('cuda' if available and name != 'cpu' else 'cpu')
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices itself, instead of emulating it."""
-    if device.type == 'cuda':
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    return capabilities == 'AVX512' and _cpu_flag('avx512_bf16')
-
-
-def _cpu_flag(name: str) -> bool:
-    path = Path('/proc/cpuinfo')
-    return path.is_file() and f' {name} ' in path.read_text(encoding='utf-8', errors='replace')
-
-
-def choose_precision(name: str | None, device: torch.device) -> str:
-    """Return Lightning's name for the option ``--precision``."""
-    if name == '32' or (name != 'bf16' and not computes_bfloat16(device)):
-        return '32-true'
-    return 'bf16-mixed'
 
 
 def choose_workers(given: int | None, cached: bool) -> int:

@@ -1,7 +1,6 @@
 """Training with little noise: one progress line, a checkpoint now and then, a table of metrics."""
 
 import csv
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from torchgeo_explora._files import replacing
 from torchgeo_explora.cli.console import duration, percent, say
+from torchgeo_explora.cli.meter import Meter
 from torchgeo_explora.objectives.probing import Progress
 from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
 
-SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_CHECKPOINTS = 300.0
 TIMED_STEPS = 5
 """Steps after which the length of a run is estimated; the first ones are slower."""
@@ -25,30 +24,6 @@ TIMED_STEPS = 5
 
 type Metrics = dict[int, dict[str, float]]
 """Values by step and by name."""
-
-
-class Meter:
-    """A progress line: rewritten in place on a terminal, a new one every ten seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self.live = sys.stdout.isatty()
-        self.last = float('-inf')
-
-    def show(self, text: str, last: bool = False) -> None:
-        """Show a state if it is time to.
-
-        Args:
-            text: The line.
-            last: Whether it is the final one, which is always shown.
-        """
-        now = time.monotonic()
-        if not last and now - self.last < (0.5 if self.live else SECONDS_BETWEEN_LINES):
-            return
-        self.last = now
-        if self.live:
-            print(f'\r\x1b[2K{text}', end='\n' if last else '', flush=True)
-        else:
-            say(text)
 
 
 class ProgressLine:

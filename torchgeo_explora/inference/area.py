@@ -28,6 +28,16 @@ class PixelArea:
 
     geometry: BaseGeometry
 
+    def meets(self, block: Block) -> bool:
+        """Whether some of the area lies in a block.
+
+        Args:
+            block: Part of the raster, or beyond it.
+        """
+        rows, columns = block.rows, block.columns
+        box = shapely.box(columns.first, rows.first, columns.stop, rows.stop)
+        return bool(self.geometry.intersects(box))
+
     def mask(self, block: Block) -> NDArray[np.bool_]:
         """Return which pixels of a block have their centre in the area.
 
@@ -39,8 +49,7 @@ class PixelArea:
         """
         rows, columns = block.rows, block.columns
         shape = (rows.length, columns.length)
-        corner = shapely.box(columns.first, rows.first, columns.stop, rows.stop)
-        if 0 in shape or not self.geometry.intersects(corner):
+        if 0 in shape or not self.meets(block):
             return np.zeros(shape, dtype=np.bool_)
         origin = Affine.translation(columns.first, rows.first)
         burnt = rasterize([(self.geometry, 1)], shape, transform=origin, dtype='uint8')
@@ -77,7 +86,7 @@ class AreaOfInterest:
             )
         kinds = frame.geometry.geom_type
         chosen = frame.geometry[kinds.isin(['Polygon', 'MultiPolygon'])]
-        self.polygons = geopandas.GeoSeries(shapely.make_valid(chosen.to_numpy()), crs=frame.crs)
+        self.polygons = geopandas.GeoSeries(shapely.make_valid(chosen.array), crs=frame.crs)
         if self.polygons.empty:
             raise ConfigError(f'{self.path} has no polygon: draw at least one.')
 

@@ -19,7 +19,7 @@ from torchgeo_explora.inference.raster import (
     scale_to_unit,
     valid_pixels,
 )
-from torchgeo_explora.inference.windows import Interval, Span
+from torchgeo_explora.inference.windows import Block, Interval, Span
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def read_stripe(handles: Handles, stripe: Stripe) -> Strip:
         stripe: What to read.
 
     Returns:
-        What was read. Where nothing is wanted nothing is read, and values are 0.
+        What was read. Where no window of the block comes near the area of interest nothing is
+        read, and values are 0.
 
     Raises:
         ImageError: If it cannot be read.
@@ -52,12 +53,18 @@ def read_stripe(handles: Handles, stripe: Stripe) -> Strip:
     bands = len(job.fit.low)
     shape = (block.rows.length, block.columns.length)
     inside = np.ones(shape, dtype=np.bool_) if job.area is None else job.area.mask(block)
-    if not inside.any():
+    if job.area is not None and not job.area.meets(_with_windows(stripe)):
         return Strip(np.zeros((bands, *shape), dtype=np.float32), inside)
     with rasterio.Env(**SETTINGS), handles.borrow(job.info.path) as source:
         pixels = read_block(source, job.info, job.fit.selection, block)
     values = scale_to_unit(pixels, job.fit.low, job.fit.high)
     return Strip(values, inside & valid_pixels(pixels))
+
+
+def _with_windows(stripe: Stripe) -> Block:
+    """All that windows which see a stripe can see."""
+    size, block = stripe.unit.job.grid.rows.size, stripe.block
+    return Block(Interval(block.rows.first - size, block.rows.stop + size), block.columns)
 
 
 def read_ahead(
