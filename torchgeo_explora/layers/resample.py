@@ -45,7 +45,8 @@ def resample_cells(
         step_width: Width of a cell wanted, in widths of the cells there are.
 
     Returns:
-        The values at the grid, of the maps' own type; the very same tensor where nothing changes.
+        The values at the grid, of the maps' own type, channels last in memory, as tokens are; the
+        very same tensor where nothing changes.
     """
     height, width = maps.shape[-2:]
     if (height, width) == (grid.height, grid.width) and step_height == step_width == 1:
@@ -53,5 +54,7 @@ def resample_cells(
     rows = linear_weights(height, grid.height, step_height).to(maps.device)
     columns = linear_weights(width, grid.width, step_width).to(maps.device)
     with torch.autocast(maps.device.type, enabled=False):
-        out: Tensor = rows @ (maps.float() @ columns.T)  # (h2, h) @ ((b, c, h, w) @ (w, w2))
-    return out.to(maps.dtype)
+        cells = maps.float().permute(0, 2, 3, 1)
+        wide = columns @ cells  # (w2, w) @ (b, h, w, c) -> (b, h, w2, c)
+        out: Tensor = (rows @ wide.flatten(2)).unflatten(2, wide.shape[2:])
+    return out.to(maps.dtype).permute(0, 3, 1, 2)  # (b, h2, w2, c) -> (b, c, h2, w2)

@@ -157,7 +157,7 @@ class TokenViT(TokenEmbedder, VisionTransformer):
         maps = [tokens[:, 1:] for tokens in outputs]
         if output_fmt == 'NCHW':
             grid, copies = self.token_grid(images), self.token_copies(images)
-            maps = [fold(tokens, grid, copies) for tokens in maps]
+            maps = [fold(tokens, grid, copies).contiguous() for tokens in maps]
         if output_dict:
             found: dict[str, Any] = {'image_intermediates': maps}
             found |= {'image_intermediates_prefix': prefix} if return_prefix_tokens else {}
@@ -231,7 +231,7 @@ def check_split(name: str, width: int, extra: int, multiple: int) -> None:
 
 
 def fold(tokens: Tensor, grid: GridSize, copies: int) -> Tensor:
-    """Average the copies of each patch and lay the patches out as a map (b, d, h, w).
+    """Average the copies of each patch; a map (b, d, h, w), channels last in memory.
 
     Args:
         tokens: Patch tokens (b, copies * patches, d), copy by copy.
@@ -240,5 +240,5 @@ def fold(tokens: Tensor, grid: GridSize, copies: int) -> Tensor:
     """
     patches = tokens.unflatten(1, (copies, grid.area)).mean(dim=1)  # (b, k*n, d) -> (b, n, d)
     folded = patches.unflatten(1, (grid.height, grid.width))
-    out: Tensor = folded.permute(0, 3, 1, 2).contiguous()  # (b, h, w, d) -> (b, d, h, w)
+    out: Tensor = folded.permute(0, 3, 1, 2)  # (b, h, w, d) -> (b, d, h, w)
     return out
