@@ -44,7 +44,8 @@ def test_batches_of_polygons(tmp_path: Path) -> None:
     assert batch['image'].min() >= 0 and batch['image'].max() <= 1
     assert torch.equal(data.on_after_batch_transfer(batch, 0)['image'], batch['image'])
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
-        assert len(next(iter(loader))['file']) > 0
+        sample: Any = next(iter(loader))
+        assert len(sample['file']) > 0
     other = VectorSegmentationDataModule(root / 'images', root / 'labels.gpkg', 'kind',
                                          image_size=32, test_fraction=0)  # fmt: skip
     other.setup('fit')
@@ -101,7 +102,7 @@ def test_chips_keep_pixels_and_masks_together(tmp_path: Path) -> None:
     root = write_spacenet1(tmp_path, train=6, test=2)
     data = SpaceNet1DataModule(root, 448, batch_size=2, val_fraction=0.2, test_fraction=0.2)
     data.setup('fit')
-    val = next(iter(data.val_dataloader()))
+    val: Any = next(iter(data.val_dataloader()))
     assert (val['mask'][:, 406:] == 255).all() and (val['mask'][:, :, 439:] == 255).all()
     assert (val['image'][:, :, 406:] == 0).all() and set(val['mask'].unique().tolist()) == {
         0,

@@ -53,8 +53,10 @@ def inside(path: Path, labels: Path) -> NDArray[np.bool_]:
     """Reference: which pixel centres lie in a polygon, asked point by point."""
     with rasterio.open(path) as source:
         rows, columns = np.indices(source.shape)
-        x, y = rasterio.transform.xy(source.transform, rows.ravel(), columns.ravel())
-        shapes = shapely.make_valid(geopandas.read_file(labels).to_crs(source.crs).geometry.array)
+        x, y = rasterio.transform.xy(
+            source.transform, rows.ravel().tolist(), columns.ravel().tolist()
+        )
+        shapes = geopandas.read_file(labels).to_crs(source.crs).geometry.make_valid().to_numpy()
     area = shapely.union_all(shapes)
     return np.asarray(shapely.contains_xy(area, x, y)).reshape(rows.shape)
 
@@ -468,8 +470,8 @@ def test_several_layers_need_a_name(tmp_path: Path) -> None:
 
 def test_tiles_lie_where_their_names_say() -> None:
     def corner(tile: Tile, pixels: int) -> tuple[float, float]:
-        x, y = rasterio.transform.xy(tile_transform(tile, 256), pixels, pixels, offset='ul')
-        return float(x), float(y)
+        x, y = rasterio.transform.xy(tile_transform(tile, 256), [pixels], [pixels], offset='ul')
+        return float(np.ravel(x)[0]), float(np.ravel(y)[0])
 
     assert corner(Tile(0, 0, 0), 0) == (-HALF_WORLD, HALF_WORLD)
     assert corner(Tile(0, 0, 0), 256) == pytest.approx((HALF_WORLD, -HALF_WORLD))

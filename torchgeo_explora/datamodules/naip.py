@@ -1,6 +1,6 @@
 """Data modules of NAIP: images alone, and with the land use of the Chesapeake Bay."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torchgeo_explora.errors import ConfigError, ImageError, LabelError
 
 from ._base import ImageDataModule
 
-STATES = {
+STATES: dict[str, Callable[[str], GeoDataset]] = {
     'dc': ChesapeakeDC, 'de': ChesapeakeDE, 'md': ChesapeakeMD, 'ny': ChesapeakeNY,
     'pa': ChesapeakePA, 'va': ChesapeakeVA, 'wv': ChesapeakeWV,
 }  # fmt: skip
@@ -87,7 +87,7 @@ class NAIPDataModule(ImageDataModule):
         seed: int = 0,
         steps_per_epoch: int | None = None,
     ) -> None:
-        super().__init__(NAIP, batch_size, num_workers, seed, steps_per_epoch)
+        super().__init__(Patches, batch_size, num_workers, seed, steps_per_epoch)
         self.root, self.patch_size, self.length = root, patch_size, length
         self.bands, self.num_channels = list(bands), len(bands)
         self.scale = ((0.0, 255.0),) * len(bands)
@@ -162,7 +162,7 @@ class NAIPChesapeakeDataModule(ImageDataModule):
         seed: int = 0,
         steps_per_epoch: int | None = None,
     ) -> None:
-        super().__init__(NAIP, batch_size, num_workers, seed, steps_per_epoch)
+        super().__init__(Patches, batch_size, num_workers, seed, steps_per_epoch)
         self.naip_root, self.chesapeake_root = naip_root, chesapeake_root
         self.patch_size, self.length = patch_size, length
         self.bands, self.num_channels = list(bands), len(bands)
@@ -217,9 +217,10 @@ class NAIPChesapeakeDataModule(ImageDataModule):
                 f'<state>_lulc_<year>_2022-Edition.tif for one of {", ".join(STATES)}.'
             )
         try:
-            return naip & labels
+            both: GeoDataset = naip & labels
         except RuntimeError as error:  # TorchGeo's, for data sets that do not meet
             raise LabelError(
                 f'The labels of {self.chesapeake_root} lie nowhere on the images of '
                 f'{self.naip_root}: give images of the same place and years.'
             ) from error
+        return both

@@ -113,6 +113,18 @@ def coordinates(
     return np.stack([x, y], axis=-1)
 
 
+def position(transform: Affine, column: float, row: float) -> tuple[float, float]:
+    """Coordinates of one position in a raster.
+
+    Args:
+        transform: The raster's.
+        column: Position from its left side, in pixels.
+        row: Position from its upper side, in pixels.
+    """
+    x, y = coordinates(transform, np.array(column), np.array(row)).tolist()
+    return x, y
+
+
 class Ground:
     """Lambert's azimuthal equal-area projection around the middle of some rasters, in metres.
 
@@ -143,9 +155,7 @@ class Ground:
         self.crs = f'+proj=laea +lon_0={middle[0]:.6f} +lat_0={middle[1]:.6f} +datum=WGS84 +units=m +type=crs'
 
     def _middle(self, place: Place) -> Points:
-        x, y = coordinates(
-            place.transform, np.float64(place.width / 2), np.float64(place.height / 2)
-        )
+        x, y = position(place.transform, place.width / 2, place.height / 2)
         point = _transformer(place.crs, 'EPSG:4326').transform(x, y)
         if not np.isfinite(point).all():
             raise ImageError(
@@ -183,7 +193,8 @@ class Ground:
             (N,) of polygons, a thousandth of a pixel smaller on each side.
         """
         row, column, height, width = (boxes + _SHRINK).T[..., None]
-        return shapely.polygons(self.project(place, column + width * _ACROSS, row + height * _DOWN))
+        points = self.project(place, column + width * _ACROSS, row + height * _DOWN)
+        return np.asarray(shapely.polygons(points))
 
     def pixel(self, place: Place) -> tuple[float, float]:
         """Height and width of a pixel in the middle of a raster, in metres."""

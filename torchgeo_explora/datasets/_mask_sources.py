@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from torchgeo_explora.errors import ConfigError, LabelError
 
 from ._grids import RasterWindow, Size, boxes, by_file
-from ._ground import Boxes, Place, coordinates
+from ._ground import Boxes, Place, coordinates, position
 from ._headers import RASTER_EXTENSIONS, name_some
 from ._vectors import Geometries, Polygons, sorted_names
 
@@ -67,7 +67,7 @@ def window_transform(place: Place, window: RasterWindow, size: Size) -> Affine:
     """From pixels of a window, resampled to ``size``, to coordinates."""
     grid = place.transform
     across, down = window.width / size.width, window.height / size.height
-    x, y = coordinates(grid, np.float64(window.column), np.float64(window.row)).tolist()
+    x, y = position(grid, window.column, window.row)
     return Affine(grid.a * across, grid.b * down, x, grid.d * across, grid.e * down, y)
 
 
@@ -76,7 +76,7 @@ def _corners(place: Place, area: Boxes) -> Geometries:
     row, column, height, width = area.T[..., None]
     columns = column + width * np.array([0.0, 1, 1, 0])
     rows = row + height * np.array([0.0, 0, 1, 1])
-    return shapely.polygons(coordinates(place.transform, columns, rows))
+    return np.asarray(shapely.polygons(coordinates(place.transform, columns, rows)))
 
 
 class PolygonMasks(MaskSource):
@@ -266,7 +266,7 @@ class RasterMasks(MaskSource):
             values = source.read(
                 1, window=part, out_shape=size, masked=True, resampling=Resampling.nearest
             )
-        mask: Mask = values.filled(self.ignore_index).astype(np.uint8)
+        mask: Mask = np.ma.filled(values, self.ignore_index).astype(np.uint8)
         return mask
 
     def found(self, windows: Sequence[RasterWindow]) -> list[set[int]]:
@@ -322,7 +322,6 @@ def _values(path: Path, ignore_index: int) -> set[int]:
     found: set[int] = set()
     with rasterio.open(path) as source:
         for _, window in source.block_windows(1):
-            found |= set(
-                np.unique(source.read(1, window=window, masked=True).compressed()).tolist()
-            )
+            values = np.ma.asarray(source.read(1, window=window, masked=True))
+            found |= set(np.unique(values.compressed()).tolist())
     return found - {ignore_index}

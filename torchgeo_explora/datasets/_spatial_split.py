@@ -143,8 +143,8 @@ def divide(
         'train': _training(
             _candidates(places, sizes, options.overlap), places, ground, others, gaps
         ),
-        'val': [windows[index] for index in np.flatnonzero((part == 'val') & kept)],
-        'test': [windows[index] for index in np.flatnonzero((part == 'test') & kept)],
+        'val': [windows[index] for index in np.flatnonzero((part == 'val') & kept).tolist()],
+        'test': [windows[index] for index in np.flatnonzero((part == 'test') & kept).tolist()],
     }
     dropped = int(near.sum() + (~kept).sum())
     return SpatialSplit(found, block_size, float(gaps.max()), dropped)

@@ -134,7 +134,9 @@ def _crs(frame: geopandas.GeoDataFrame, path: Path, given: str | None) -> CRS:
             f'{path} is in {frame.crs.to_string()}, but labels_crs is {given!r}: leave it out; it is '
             'for files without a CRS.'
         )
-    return frame.crs if asked is None else asked
+    found = frame.crs if asked is None else asked
+    assert found is not None, 'one of the two is there'
+    return found
 
 
 def mend(geometries: Geometries) -> tuple[Geometries, NDArray[np.int64], Counter[str]]:

@@ -11,6 +11,7 @@ import shapely
 import torch
 from rasterio.enums import Resampling
 from rasterio.windows import Window
+from shapely.geometry.base import BaseGeometry
 from torch import Tensor
 
 from torchgeo_explora.errors import ConfigError, ImageError
@@ -183,7 +184,7 @@ class VectorSegmentation(DrawnImages):
                 return sample
         return self[index]
 
-    def ground_covered(self) -> shapely.Geometry:
+    def ground_covered(self) -> BaseGeometry:
         """Ground that this split's windows cover, in metres around the middle of all rasters.
 
         All splits are in the same projection, and can be compared.

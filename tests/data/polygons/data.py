@@ -70,9 +70,12 @@ def write_polygons(
     crs: str | None = 'EPSG:4326',
 ) -> Path:
     """A vector file of geometries that are given in the usual UTM zone."""
-    frame = geopandas.GeoDataFrame(dict(columns or {}), geometry=list(shapes), crs=UTM)
-    frame = frame.set_crs(None, allow_override=True) if crs is None else frame.to_crs(crs)
-    frame.to_file(path)
+    series = geopandas.GeoSeries(
+        np.array(shapes, dtype=np.object_), crs=None if crs is None else UTM
+    )
+    placed = series if crs is None else series.to_crs(crs)
+    table = {} if columns is None else dict(columns)
+    geopandas.GeoDataFrame(table, geometry=placed).to_file(path)
     return path
 
 
