@@ -390,8 +390,9 @@ def test_masks_of_rasters_lie_in_their_grid(tmp_path: Path) -> None:
     run = trainer(tmp_path, callbacks=[PredictionWriter()])
     task = MaskTask(num_classes=3)
     run.predict(task, datamodule=MaskDataModule(dataset), return_predictions=False)
-    for image, (row, column, height, width) in zip(dataset.images, dataset.windows, strict=True):
-        mask = tmp_path / 'predictions' / 'masks' / f'scene_{row}_{column}.tif'
+    for index, (row, column, height, width) in enumerate(dataset.windows):
+        image = dataset.images[index]
+        mask = tmp_path / 'predictions' / 'masks' / f'{index:06d}_scene_{row}_{column}.tif'
         with rasterio.open(mask) as file:
             assert file.transform == grid @ Affine.translation(column, row)
             assert file.crs.to_epsg() == 32633

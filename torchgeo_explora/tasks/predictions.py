@@ -33,7 +33,7 @@ class PredictionWriter(BasePredictionWriter):
     ``masks/`` has a mask an image, and ``predictions.csv`` each class's share of its pixels. Where
     samples name their ``file`` and their ``window`` in it, a mask is a GeoTIFF in the grid of that
     file, with nodata where the file has none; otherwise it is a PNG in the colours of the classes.
-    The values of either are class indices.
+    The values of either are class indices; names begin with the position in the data set.
 
     Several loaders have a folder each, ``predictions_0/`` and so on. Predictions need not be
     returned as well: ``--return_predictions false`` saves their memory.
@@ -159,6 +159,7 @@ def write_masks(
             paths.append(write_picture(folder / f'{index:06d}.png', mask, info.colors))
             continue
         place = Place(str(files[row]), *map(int, windows[row].tolist()))
-        name = f'{Path(place.file).stem}_{place.row}_{place.column}.tif'
+        # rasters of several folders may have one name
+        name = f'{index:06d}_{Path(place.file).stem}_{place.row}_{place.column}.tif'
         paths.append(write_raster(folder / name, mask, place, info.names, info.colors))
     return paths
