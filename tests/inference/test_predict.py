@@ -28,6 +28,7 @@ from tests.inference.conftest import (
     segmentation_spec,
     write_raster,
 )
+from tests.token_vits import make_temporal
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.inference import PredictSettings, Shard, Summary, predict_rasters
 from torchgeo_explora.models import ModelSpec
@@ -407,6 +408,11 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(Exception, match='must give 7 classes'):
         predict_rasters(scenes, Copy(), segmentation_spec(classes=7), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+    dates = make_temporal()
+    with pytest.raises(ConfigError, match='several dates'):
+        predict_rasters(scenes, dates, segmentation_spec(), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
     with pytest.raises(ConfigError, match='--max-memory'):
         _mixing(scenes, tmp_path / 'out', PredictSettings(max_memory=1))
 

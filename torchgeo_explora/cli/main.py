@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process when not given.
 
     Returns:
-        0; 2 for an error that the user can mend; 3 if the representation collapsed; 130 after
-        Ctrl-C. Anything else is a defect and keeps its traceback.
+        0; 2 for an error that the user can mend; 3 if the representation collapsed; 4 if some
+        rasters of many failed; 130 after Ctrl-C. Anything else is a defect and keeps its traceback.
     """
     try:
         args = build_parser().parse_args(argv)

@@ -24,8 +24,9 @@ from torchgeo_explora.inference.pipeline import Pipeline, Runner, Tally
 from torchgeo_explora.inference.raster import SETTINGS, read_info
 from torchgeo_explora.inference.sources import Source, find_rasters
 from torchgeo_explora.inference.style import class_colors
+from torchgeo_explora.inference.windows import Extent
 from torchgeo_explora.inference.work import WorkFolder
-from torchgeo_explora.models import ModelSpec
+from torchgeo_explora.models import ModelSpec, TemporalViT
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def predict_rasters(
 
     Args:
         sources: Files, folders, globs, lists in text files, URLs.
-        model: Takes images in [0, 1], gives logits; what ``load_model`` returned.
+        model: Takes images in [0, 1], gives logits; what ``load_model`` returned. It is moved to
+            the device and put into evaluation mode.
         spec: Describes it.
         out: Folder of the results.
         settings: What decides the numbers; None for the defaults.
@@ -172,20 +174,31 @@ def predict_rasters(
         ExploraError: If nothing at all can be done.
     """
     with rasterio.Env(**SETTINGS):
-        run = _Run(Path(out).expanduser(), spec, settings or PredictSettings(), shard)
-        run.plan(find_rasters(sources, run.out), resume or shard is not None)
+        how = PredictSettings() if settings is None else settings
+        run = _Run(Path(out).expanduser(), spec, how, shard)
+        found = find_rasters(sources, run.out)
+        run.plan(found)
         chosen = {} if to_planes is None else {'to_planes': to_planes}
-        dtype = getattr(torch, run.settings.precision)
-        place = torch.device(device)
+        dtype, place = getattr(torch, how.precision), torch.device(device)
         ready = model.to(place).eval()
         runner = Runner(ready, place, dtype, len(spec.classes), run.tiling.size, **chosen)
         _check_model(runner, len(spec.bands))
-        run.compute(runner, threads, progress or (lambda tally: None))
+        run.begin(found, resume or shard is not None)
+        run.compute(runner, threads, _silent if progress is None else progress)
         return run.conclude()
+
+
+def _silent(tally: Tally) -> None:
+    """Show nothing."""
 
 
 def _check_model(runner: Runner, bands: int) -> None:
     """Try the model before anything is written."""
+    if any(isinstance(module, TemporalViT) for module in runner.model.modules()):
+        raise ConfigError(
+            'The model sees several dates of a place, and rasters are single images: give a model '
+            'of single images.'
+        )
     try:
         runner.run(torch.zeros(1, bands, runner.size, runner.size))
     except (AssertionError, RuntimeError, TypeError) as error:
@@ -203,6 +216,7 @@ class _Run:
     ) -> None:
         self.out, self.spec, self.settings, self.shard = out, spec, settings, shard
         self.tiling = settings.tiling(spec)
+        self.tiling.grid(Extent(1, 1))  # refuses impossible overlaps and strides once for all
         self.layers = choose_layers(spec, settings.probabilities, settings.uncertainty)
         self.folder = WorkFolder(out, self.layers)
         self.summary = Summary()
@@ -211,8 +225,8 @@ class _Run:
             spec.classes, class_colors(len(spec.classes), spec.colors), _tags(spec)
         )
 
-    def plan(self, sources: Sequence[Source], go_on: bool) -> None:
-        """Look at all rasters, and begin or go on."""
+    def plan(self, sources: Sequence[Source]) -> None:
+        """Look at all rasters."""
         aoi = None if self.settings.aoi is None else AreaOfInterest(self.settings.aoi)
         limit = self.tiling.block_limit(len(self.spec.classes), len(self.spec.bands))
         for number, source in enumerate(sources):
@@ -220,11 +234,14 @@ class _Run:
                 self.jobs.append(self._job(number, source, aoi, limit))
             except ExploraError as error:
                 self.summary.failed[source.path] = str(error)
+
+    def begin(self, sources: Sequence[Source], go_on: bool) -> None:
+        """Begin the work in the folder, or go on with it."""
         self._check_out(go_on)
         if self.jobs:
             self.folder.start(self._manifest(sources), go_on)
 
-    def _job(self, number: int, source: Source, aoi: AreaOfInterest | None, limit: Any) -> Job:  # noqa: ANN401
+    def _job(self, number: int, source: Source, aoi: AreaOfInterest | None, limit: Extent) -> Job:
         settings = self.settings
         info = read_info(source.path)
         fit = fit_raster(info, self.spec, settings.bands, settings.scale, settings.force)
