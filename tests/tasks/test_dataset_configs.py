@@ -100,7 +100,7 @@ def test_pretraining(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     main(['fit', *arguments, *last])
     assert [int(row['step']) for row in _rows(out / 'curve.csv')] == [1, 2]
     assert (out / 'explora.safetensors').is_file() and (out / 'adapter.safetensors').is_file()
-    main(['test', *arguments, *last])
+    main(['test', *arguments, *last])  # of resisc45 and iwildcam the last batch is a single image
     main(['predict', *arguments, *last])
     embedding = load_file(out / 'embeddings.safetensors')['embedding']
     assert embedding.isfinite().all() and len(embedding) > 3

@@ -291,7 +291,14 @@ class ExPLoRADINOv2(PretrainingTask):
         self.model.update_teacher(self.schedules(images).momentum(window_start))
 
     def evaluate(self, batch: dict[str, Any], seed: int) -> dict[str, Tensor]:
-        """Return the losses of a batch at the final temperature of the targets."""
+        """Return the losses of a batch at the final temperature of the targets.
+
+        What remains for the last batch may be one image, which has no nearest neighbour for the
+        KoLeo loss: it is left out, and that is said.
+        """
+        if len(batch['image']) == 1 and seed > 0:
+            rank_zero_info('The last batch holds one image, and the losses need two: left out.')
+            return {}
         temperature = self.recipe.optimization.teacher_temperature
         losses = self._losses(batch['image'], step_seed(seed, 0, self.global_rank), temperature)
         return {'loss': losses.total, **losses.displayed()}
