@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -30,6 +31,7 @@ import timm
 import torch
 from rasterio import Affine
 from rasterio.windows import Window
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchgeo.datasets import RasterDataset, stack_samples
@@ -47,8 +49,10 @@ class TinySegmenter(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.vit = timm.create_model('vit_tiny_patch16_224', num_classes=0)
-        self.head = nn.Linear(self.vit.embed_dim, classes)
+        vit = timm.create_model('vit_tiny_patch16_224', num_classes=0)
+        assert isinstance(vit, VisionTransformer)
+        self.vit: VisionTransformer = vit
+        self.head = nn.Linear(vit.embed_dim, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.head(self.vit.forward_features(images)[:, 1:])
@@ -159,7 +163,7 @@ def compare(first: Callable[[], object], second: Callable[[], object], repeats: 
         )
 
 
-def _peak(side: int, classes: int, memory: int, folder: str, queue: multiprocessing.Queue) -> None:
+def _peak(side: int, classes: int, memory: int, folder: str, queue: Any) -> None:
     torch.set_num_threads(1)
     scene, model = Path(folder, f'{side}.tif'), cheap(classes)
     warm = write_scene(Path(folder, 'warm.tif'), 256)

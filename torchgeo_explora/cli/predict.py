@@ -83,6 +83,9 @@ def read_settings(args: argparse.Namespace, precision: str) -> PredictSettings:
         scale=None if args.scale is None else (args.scale[0], args.scale[1]),
         aoi=args.aoi,
         force=args.force,
+        vector=args.vector,
+        min_area=args.min_area,
+        simplify=args.simplify,
         precision='bfloat16' if precision.startswith('bf16') else 'float32',
     )
 

@@ -116,6 +116,19 @@ def _output(parser: argparse.ArgumentParser) -> None:
         default=(),
         help='also write how sure the model is',
     )
+    parser.add_argument(
+        '--vector', action='store_true', help='also write the classes as polygons (GeoPackage)'
+    )
+    parser.add_argument(
+        '--min-area', type=float, default=0.0, metavar='M2', help='smallest polygon to write'
+    )
+    parser.add_argument(
+        '--simplify',
+        type=float,
+        default=0.0,
+        metavar='PX',
+        help='simplify outlines by about as many pixels; neighbours keep a common outline',
+    )
 
 
 def _positive(text: str) -> int:

@@ -86,7 +86,8 @@ class AreaOfInterest:
             )
         kinds = frame.geometry.geom_type
         chosen = frame.geometry[kinds.isin(['Polygon', 'MultiPolygon'])]
-        self.polygons = geopandas.GeoSeries(shapely.make_valid(chosen.array), crs=frame.crs)
+        mended = shapely.make_valid(np.asarray(chosen.array, dtype=object))
+        self.polygons = geopandas.GeoSeries(mended, crs=frame.crs)
         if self.polygons.empty:
             raise ConfigError(f'{self.path} has no polygon: draw at least one.')
 

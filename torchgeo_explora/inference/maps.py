@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
+from pyogrio.errors import DataSourceError
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetWriter
 from rasterio.shutil import copy as copy_raster
@@ -17,6 +18,7 @@ from rasterio.windows import Window
 from torchgeo_explora.errors import OutputError
 from torchgeo_explora.inference.jobs import Job, Unit
 from torchgeo_explora.inference.layers import Layer
+from torchgeo_explora.inference.polygons import PolygonSettings, write_polygons
 from torchgeo_explora.inference.raster import READ_ERRORS, Georeference
 from torchgeo_explora.inference.style import Color, write_names, write_qml
 from torchgeo_explora.inference.windows import Block, Interval
@@ -39,11 +41,13 @@ class Legend:
         classes: Names, by value.
         colors: Of the classes.
         tags: Further texts: the model, its weights' hash, the software.
+        polygons: Which polygons of classes are written beside it; None for none.
     """
 
     classes: tuple[str, ...]
     colors: tuple[Color, ...]
     tags: Mapping[str, str]
+    polygons: PolygonSettings | None = None
 
 
 def map_paths(out: Path, job: Job, layers: Sequence[Layer]) -> dict[str, Path]:
@@ -72,27 +76,42 @@ def write_maps(folder: WorkFolder, job: Job, legend: Legend) -> list[Path]:
         OutputError: If one cannot be written.
     """
     paths = map_paths(folder.out, job, folder.layers)
+    written: list[Path] = []
     for layer in sorted(folder.layers, key=lambda layer: layer.kind == 'pred'):
         path = paths[layer.kind]
-        if layer.kind == 'pred':
-            write_qml(path.with_suffix('.qml'), legend.classes, legend.colors)
-            write_names(path.with_name(f'{path.name}.aux.xml'), legend.classes)
-        _write_layer(folder, job, layer, legend, path)
-    return list(paths.values())
+        with _refusing(path):
+            cog = _build(folder, job, layer, legend)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if layer.kind == 'pred':
+                written += _write_beside(cog, path, job, legend)
+            cog.replace(path)
+        written.append(path)
+    return written
 
 
-def _write_layer(folder: WorkFolder, job: Job, layer: Layer, legend: Legend, path: Path) -> None:
+def _write_beside(cog: Path, path: Path, job: Job, legend: Legend) -> list[Path]:
+    write_qml(path.with_suffix('.qml'), legend.classes, legend.colors)
+    write_names(path.with_name(f'{path.name}.aux.xml'), legend.classes)
+    if legend.polygons is None:
+        return []
+    traced, final, source = cog.with_suffix('.gpkg'), path.with_suffix('.gpkg'), Path(job.info.path)
+    traced.unlink(missing_ok=True)
+    modified = source.stat().st_mtime if source.is_file() else None
+    write_polygons(cog, traced, path.stem, legend.classes, legend.polygons, modified)
+    traced.replace(final)
+    return [final]
+
+
+def _build(folder: WorkFolder, job: Job, layer: Layer, legend: Legend) -> Path:
     # in the folder of work, because GDAL puts files of its own beside what it writes
     stem = f'{layer.kind}.{os.getpid()}'
     scratch, cog = (folder.job_folder(job) / f'{stem}.{end}.tif' for end in ('scratch', 'cog'))
-    with _refusing(path):
-        _write_scratch(folder, job, layer, legend, scratch)
-        copy_raster(scratch, cog, driver='COG', **_cog_options(layer))
-        scratch.unlink()
-        with cog.open('rb+') as file:
-            os.fsync(file.fileno())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cog.replace(path)
+    _write_scratch(folder, job, layer, legend, scratch)
+    copy_raster(scratch, cog, driver='COG', **_cog_options(layer))
+    scratch.unlink()
+    with cog.open('rb+') as file:
+        os.fsync(file.fileno())
+    return cog
 
 
 @contextmanager
@@ -103,7 +122,7 @@ def _refusing(path: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise refused(path, error) from error
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, DataSourceError) as error:
         raise OutputError(
             f'{path} could not be written ({" ".join(str(error).split())}): make room, and go on '
             'with --resume.'

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from torchgeo_explora import __version__
 from torchgeo_explora._files import replacing
-from torchgeo_explora.errors import ConfigError, ExploraError
+from torchgeo_explora.errors import ConfigError, ExploraError, ImageError
 from torchgeo_explora.inference.area import AreaOfInterest
 from torchgeo_explora.inference.fit import fit_raster
 from torchgeo_explora.inference.jobs import Group, Job, Tiling, Unit, group_units, tiling
 from torchgeo_explora.inference.layers import choose_layers
 from torchgeo_explora.inference.maps import Legend, map_paths, write_maps
 from torchgeo_explora.inference.pipeline import Pipeline, Runner, Tally
+from torchgeo_explora.inference.polygons import PolygonSettings
 from torchgeo_explora.inference.raster import SETTINGS, read_info
 from torchgeo_explora.inference.sources import Source, find_rasters
 from torchgeo_explora.inference.style import class_colors
@@ -49,6 +50,9 @@ class PredictSettings:
         aoi: Vector file; pixels outside of its polygons are not predicted.
         force: Override objections to rasters that do not fit.
         precision: ``float32`` or ``bfloat16``.
+        vector: Whether classes are written as polygons too.
+        min_area: Smallest polygon, in square metres.
+        simplify: Pixels by which outlines of polygons may be simplified.
     """
 
     window: int | None = None
@@ -64,6 +68,21 @@ class PredictSettings:
     aoi: str | None = None
     force: bool = False
     precision: str = 'float32'
+    vector: bool = False
+    min_area: float = 0.0
+    simplify: float = 0.0
+
+    def polygons(self) -> PolygonSettings | None:
+        """Choose polygons; None for none.
+
+        Raises:
+            ConfigError: If a number is not possible, or polygons are described and not asked for.
+        """
+        if self.vector:
+            return PolygonSettings(self.min_area, self.simplify)
+        if self.min_area != 0 or self.simplify != 0:
+            raise ConfigError('min_area and simplify are of polygons: ask for these with --vector.')
+        return None
 
     def tiling(self, spec: ModelSpec) -> Tiling:
         """Choose windows for a model.
@@ -222,7 +241,10 @@ class _Run:
         self.summary = Summary()
         self.jobs: list[Job] = []
         self.legend = Legend(
-            spec.classes, class_colors(len(spec.classes), spec.colors), _tags(spec)
+            spec.classes,
+            class_colors(len(spec.classes), spec.colors),
+            _tags(spec),
+            settings.polygons(),
         )
 
     def plan(self, sources: Sequence[Source]) -> None:
@@ -244,6 +266,11 @@ class _Run:
     def _job(self, number: int, source: Source, aoi: AreaOfInterest | None, limit: Extent) -> Job:
         settings = self.settings
         info = read_info(source.path)
+        if settings.vector and info.place.transform.is_identity:
+            raise ImageError(
+                f'{info.path} has no transform, so that polygons have no coordinates: leave '
+                '--vector out, or warp the raster first.'
+            )
         fit = fit_raster(info, self.spec, settings.bands, settings.scale, settings.force)
         area = None if aoi is None else aoi.over(info)
         grid = self.tiling.grid(info.extent)
