@@ -1,5 +1,6 @@
 """Fine-tuning of a vision transformer for semantic segmentation, with low-rank updates."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +205,8 @@ class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
 
     def configure_metrics(self) -> None:
         """Build TorchGeo's metrics, once the number of classes is known."""
+        # metrics that share their counts are right, and yet each says that it has seen nothing
+        warnings.filterwarnings('ignore', 'The ``compute`` method of metric Multiclass')
         if self.hparams['num_classes'] is not None:
             super().configure_metrics()
 
