@@ -1,6 +1,8 @@
 """LoRA fine-tuning: what trains, that it learns, resumes exactly, and that its files say the same."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -315,6 +317,25 @@ def test_an_empty_class_is_reported(root: Path, tmp_path: Path) -> None:
 def test_impossible_arguments(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_task(**arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_ranks(root: Path, tmp_path: Path) -> None:
+    """No rank waits for the gradients of a branch that the other dropped whole."""
+    command = [sys.executable, '-m', 'tests.tasks.classification_runs', str(root), str(tmp_path)]
+    run = subprocess.run(
+        [*command, '--devices', '2'], capture_output=True, text=True, timeout=800, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f'rank{r}.pt', weights_only=True) for r in range(2))
+    start = state(make_task(drop_path=0.95, train_norms=True, num_classes=3, base_lr=0.5))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    moved = [
+        name for name, value in start.items() if not torch.equal(value, first[f'model.{name}'])
+    ]
+    assert len(moved) > 20
+    assert (tmp_path / 'model.safetensors').is_file()
 
 
 def test_quarter_turns() -> None:

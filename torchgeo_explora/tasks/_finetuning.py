@@ -269,9 +269,10 @@ class FineTuningTask(BaseTask):
 
     def on_fit_end(self) -> None:
         """Write the fitted model."""
+        folder = self.result_folder()
         if getattr(self.trainer, 'fast_dev_run', False) or not self.trainer.is_global_zero:
             return
-        for path in self.export(self.result_folder()):
+        for path in self.export(folder):
             rank_zero_info(f'Wrote {path}')
 
     def result_folder(self) -> Path:
