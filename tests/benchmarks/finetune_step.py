@@ -109,7 +109,7 @@ def timed(work: Callable[[], object], device: str) -> float:
     work()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000
+    return float(begin.elapsed_time(end)) / 1000
 
 
 def measure(args: argparse.Namespace) -> list[Variant]:

@@ -21,6 +21,7 @@ from torchgeo_explora.adapters import (
 )
 from torchgeo_explora.errors import ConfigError, WeightsError
 from torchgeo_explora.models import (
+    Checkpoint,
     _sources,
     create_backbone,
     load_backbone,
@@ -98,7 +99,7 @@ def test_a_delta_of_timm_weights_finds_them(
     stock, _ = create_backbone(NAME, seed=3)
     monkeypatch.setattr(
         _sources, '_timm_weights',
-        lambda name: _sources.Checkpoint(dict(stock.state_dict()), {}, f'timm weights of {name}'),
+        lambda name: Checkpoint(dict(stock.state_dict()), {}, f'timm weights of {name}'),
     )  # fmt: skip
     vit, report = create_backbone(NAME, True)
     apply_explora(vit, CONFIG)

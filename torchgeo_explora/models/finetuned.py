@@ -7,6 +7,7 @@ PEFT, checks the base weights, and merges.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -156,7 +157,7 @@ def _base(
 ) -> VisionTransformer:
     """Build the backbone with its base weights, at the size that was trained on."""
     groups, grid = stored_groups(head), stored_grid(head)
-    arguments = {} if groups is None else {'channel_groups': groups}
+    arguments: dict[str, Any] = {} if groups is None else {'channel_groups': groups}
     vit, _ = create_backbone(spec.model, weights, in_chans=len(spec.bands), **arguments)
     if grid is not None:
         height, width = vit.patch_embed.patch_size
