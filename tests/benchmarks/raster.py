@@ -22,8 +22,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -163,7 +163,7 @@ def compare(first: Callable[[], object], second: Callable[[], object], repeats: 
         )
 
 
-def _peak(side: int, classes: int, memory: int, folder: str, queue: Any) -> None:
+def _peak(side: int, classes: int, memory: int, folder: str, answer: Connection) -> None:
     torch.set_num_threads(1)
     scene, model = Path(folder, f'{side}.tif'), cheap(classes)
     warm = write_scene(Path(folder, 'warm.tif'), 256)
@@ -176,7 +176,7 @@ def _peak(side: int, classes: int, memory: int, folder: str, queue: Any) -> None
         how = PredictSettings(overlap=OVERLAP, batch=BATCH, max_memory=memory)
         spent = measured(lambda: predict_rasters([scene], model, describe(classes), out, how))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    queue.put(((after - before) / 1024, spent))
+    answer.send(((after - before) / 1024, spent))
 
 
 def memory(sides: list[int], classes: list[int], limit: int) -> None:
@@ -186,11 +186,11 @@ def memory(sides: list[int], classes: list[int], limit: int) -> None:
         for side in sides:
             write_scene(Path(folder, f'{side}.tif'), side)
             for count in classes:
-                queue = context.Queue()
-                arguments = (side, count, limit, folder, queue)
+                here, there = context.Pipe()
+                arguments = (side, count, limit, folder, there)
                 process = context.Process(target=_peak, args=arguments)
                 process.start()
-                peak, (cpu, wall) = queue.get()
+                peak, (cpu, wall) = here.recv()
                 process.join()
                 print(
                     f'{side} x {side}, {count} classes, --max-memory {limit}: {peak:.0f} MB above '

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -15,6 +16,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio import Affine
+from rasterio.crs import CRS as RasterCRS
 from rasterio.features import shapes
 from rasterio.io import DatasetReader
 
@@ -71,7 +73,8 @@ def write_polygons(
     """
     with rasterio.open(raster) as source:
         values, outlines = trace(source)
-        crs = None if source.crs is None else source.crs.to_wkt()
+        system: RasterCRS | None = source.crs
+        crs = None if system is None else system.to_wkt()
         place = source.transform
     if settings.simplify > 0:
         outlines = simplify_together(outlines, settings.simplify)
@@ -99,7 +102,8 @@ def trace(source: DatasetReader) -> tuple[NDArray[np.int64], NDArray[np.object_]
     """
     values, outlines = [], []
     # of a band that is open, GDAL gives coordinates whatever transform is asked for
-    for geometry, value in shapes(rasterio.band(source, 1)):
+    band: Any = rasterio.band(source, 1)  # typed as if only arrays were taken
+    for geometry, value in shapes(band):
         if value != source.nodata:
             rings = [shapely.linearrings(ring) for ring in geometry['coordinates']]
             outlines.append(shapely.Polygon(rings[0], rings[1:]))
