@@ -168,12 +168,11 @@ def find_backbone(network: nn.Module) -> tuple[str, VisionTransformer]:
 
 
 def backbone_of(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the backbone inside a fitted model, as a checkpoint of its own."""
+    """Return a fitted model's weights, the backbone among them where loading looks for one."""
     root = checkpoint.metadata.get('root', '')
     tensors = {
-        key.removeprefix(root): tensor
+        f'backbone.{key.removeprefix(root)}' if key.startswith(root) else key: tensor
         for key, tensor in checkpoint.tensors.items()
-        if key.startswith(root)
     }
     return Checkpoint(tensors, checkpoint.metadata, checkpoint.source)
 
