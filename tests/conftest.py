@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 from tests import typechecker
@@ -19,6 +20,10 @@ install_import_hook(
     [f'torchgeo_explora.{room}' for room in ('adapters', 'layers', 'losses', 'objectives')],
     f'{typechecker.__name__}.typechecked',
 )
+
+# How long an example takes says something about the machine, not about the code
+settings.register_profile('untimed', deadline=None)
+settings.load_profile('untimed')
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
