@@ -182,7 +182,7 @@ def test_a_resumed_run_equals_an_unbroken_one(base: Path, tmp_path: Path) -> Non
     trainer.fit(whole, FieldDataModule())
     rest = task()
     make_trainer(tmp_path / 'rest', max_epochs=3).fit(
-        rest, FieldDataModule(), ckpt_path=str(tmp_path / 'at-step=4.ckpt'), weights_only=False
+        rest, FieldDataModule(), ckpt_path=str(tmp_path / 'at-step=4.ckpt')
     )
     expected, found = _weights(whole), _weights(rest)
     for name, value in expected.items():
@@ -197,9 +197,7 @@ def test_a_checkpoint_is_used_without_its_data(
     trainer = make_trainer(tmp_path, max_epochs=0)
     trainer.strategy.connect(task)
     trainer.save_checkpoint(tmp_path / 'task.ckpt')
-    again = LoRASemanticSegmentation.load_from_checkpoint(
-        tmp_path / 'task.ckpt', weights_only=False
-    ).eval()
+    again = LoRASemanticSegmentation.load_from_checkpoint(tmp_path / 'task.ckpt').eval()
     images = Fields(1, 5).images
     with torch.no_grad():
         torch.testing.assert_close(again(images), task.eval()(images))
