@@ -12,13 +12,13 @@ from matplotlib.gridspec import GridSpecFromSubplotSpec
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from torchgeo_explora._figures import INK, new_figure, save_png, tidy
 from torchgeo_explora.cli.images import Sample, length
 from torchgeo_explora.cli.plan import Plan
 from torchgeo_explora.cli.run_folder import RunFolder
 from torchgeo_explora.cli.scoring import HEADLINE_K, Scores
 from torchgeo_explora.cli.training import Metrics, read_metrics
 from torchgeo_explora.objectives.probing import Features, load_features
-from torchgeo_explora.tasks._figures import INK, new_figure, save_png, tidy
 
 BEFORE, AFTER, RIGHT, WRONG = '#9aa5b1', '#1769aa', '#2a9d4a', '#c8402f'
 QUERIES, NEIGHBOURS = 4, 5

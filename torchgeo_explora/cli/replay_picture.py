@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Subset
 
+from torchgeo_explora._figures import INK, new_figure, save_png
 from torchgeo_explora.cli.picture import (
     draw_bars,
     draw_checks,
@@ -20,7 +21,6 @@ from torchgeo_explora.cli.run_folder import RunFolder
 from torchgeo_explora.cli.training import read_metrics
 from torchgeo_explora.datasets import SyntheticScenes
 from torchgeo_explora.objectives.probing import load_features
-from torchgeo_explora.tasks._figures import INK, new_figure, save_png
 
 
 def draw_replay(

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from torchgeo_explora.tasks._figures import INK, new_figure
+from torchgeo_explora._figures import INK, new_figure
 
 PANELS = ('input', 'masked', 'output')
 HIDDEN = 0.62

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from torchgeo_explora._figures import INK, LINE, new_figure, save_png, tidy
 from torchgeo_explora._files import replacing
 from torchgeo_explora.errors import ConfigError
-from torchgeo_explora.tasks._figures import INK, LINE, new_figure, save_png, tidy
 from torchgeo_explora.tasks._pretraining import PretrainingTask
 
 COLUMNS = ('step', 'train_loss', 'lr', 'val_loss')

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchgeo.datamodules import BaseDataModule
 
+from torchgeo_explora._figures import save_png
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import resolve_groups
 from torchgeo_explora.tasks._autoencoder import Channels
-from torchgeo_explora.tasks._figures import save_png
 from torchgeo_explora.tasks._online import undisturbed
 from torchgeo_explora.tasks._pictures import Composite, Reconstruction, draw_dates, draw_images
 from torchgeo_explora.tasks._subsets import draw

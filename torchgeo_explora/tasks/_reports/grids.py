@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from torchgeo_explora.tasks._figures import INK, new_figure
+from torchgeo_explora._figures import INK, new_figure
 from torchgeo_explora.tasks._reports.colors import Color, Picture
 from torchgeo_explora.tasks._reports.examples import Example
 from torchgeo_explora.tasks._reports.tables import percent, short

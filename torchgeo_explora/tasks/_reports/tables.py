@@ -11,7 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from torchgeo_explora.tasks._figures import INK, LINE, new_figure, tidy
+from torchgeo_explora._figures import INK, LINE, new_figure, tidy
 from torchgeo_explora.tasks._reports.scores import ClassScore, Counts, largest_confusions
 
 MATRIX = 10.0

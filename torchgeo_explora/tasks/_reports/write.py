@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from torchgeo_explora.tasks._figures import save_png
+from torchgeo_explora._figures import save_png
 from torchgeo_explora.tasks._reports.classes import ClassInfo
 from torchgeo_explora.tasks._reports.collect import Outcome
 from torchgeo_explora.tasks._reports.grids import draw_classified, draw_segmented

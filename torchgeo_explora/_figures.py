@@ -1,4 +1,4 @@
-"""Figures that need no display, and writing them whole."""
+"""Figures that need no display, and writing them whole; for tasks, analysis and commands alike."""
 
 from pathlib import Path
 
