@@ -33,7 +33,7 @@ from tests.tasks.toy import CONF, images
 from torchgeo_explora.adapters import load_adapter, merge_lora
 from torchgeo_explora.errors import ConfigError, ImageError
 from torchgeo_explora.layers.tokens import encode
-from torchgeo_explora.models import create_backbone, read_metadata
+from torchgeo_explora.models import create_backbone, read_input, read_metadata
 from torchgeo_explora.objectives import make_schedules
 from torchgeo_explora.objectives.steps import (
     clip_gradients,
@@ -303,6 +303,9 @@ def test_published_files(publish: str, folder: Path, tmp_path: Path) -> None:
     assert (metadata['base'], metadata['network']) == ('test_vit', publish)
     assert json.loads(metadata['config'])['rank'] == 4
     assert json.loads(metadata['size']) == 32
+    told = read_input(found / 'explora.safetensors')
+    assert (told.bands, told.scale) == (('red', 'green', 'blue'), ((0, 255),) * 3)
+    assert read_input(found / 'adapter.safetensors').scale == told.scale
 
 
 @torch.no_grad()

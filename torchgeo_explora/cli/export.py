@@ -44,7 +44,9 @@ KEPT = (
     'bands',
     'mean',
     'std',
+    'scale',
     'size',
+    'resolution',
     'config',
 )
 """Metadata that goes on from file to file."""

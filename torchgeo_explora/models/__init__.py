@@ -36,6 +36,7 @@ from torchgeo_explora.models.finetuned import load_finetuned, save_finetuned
 from torchgeo_explora.models.fitted import FittedModel, load_model, save_model
 from torchgeo_explora.models.group_channel_vit import GroupChannelViT
 from torchgeo_explora.models.groups import SATMAE_BANDS, SENTINEL2_GROUPS, resolve_groups
+from torchgeo_explora.models.input_spec import InputSpec, read_input
 from torchgeo_explora.models.mae_decoder import (
     DecoderSizes,
     GroupChannelMAEDecoder,
@@ -73,6 +74,7 @@ __all__ = [
     'FittedModel',
     'GroupChannelMAEDecoder',
     'GroupChannelViT',
+    'InputSpec',
     'LoadReport',
     'MAEDecoder',
     'ModelSpec',
@@ -111,6 +113,7 @@ __all__ = [
     'load_finetuned',
     'load_model',
     'read_checkpoint',
+    'read_input',
     'read_metadata',
     'register_with_torchgeo',
     'resolve_groups',

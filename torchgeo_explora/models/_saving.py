@@ -26,8 +26,9 @@ def save_backbone(
         model: A vision transformer with stock timm keys; LoRA must be merged before.
         path: The file to write, ending in ``.safetensors``; an existing one is replaced.
         metadata: What the weights are: ``base`` (model and weights that were adapted), ``bands``,
-            ``mean``, ``std``, ``size`` (pixels), ``config``. Strings are kept, other values become
-            JSON. ``format``, ``generator``, ``version``, ``grid`` (patches, height and width) and,
+            ``mean``, ``std``, ``scale`` (for each band the raw values that become 0 and 1),
+            ``size`` (pixels), ``resolution``, ``config``; :func:`read_input` reads them. Strings
+            are kept, other values become JSON. ``format``, ``generator``, ``version``, ``grid`` (patches, height and width) and,
             for a group-channel model, ``channel_groups`` and ``in_chans`` are added.
 
     Returns:

@@ -2,12 +2,18 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.models._input_checks import (
+    check_images,
+    check_names,
+    find_bands,
+    settle_images,
+    settled_names,
+)
 
 TASKS = ('classification', 'segmentation')
 
@@ -66,17 +72,12 @@ class ModelSpec:
                 'text, and numbers for each band and class.'
             ) from error
         self._check_names()
-        self._check_bands()
-        self._check_numbers()
+        check_images(self)
+        self._check_colors()
 
     def _settle(self) -> None:
-        for name in ('classes', 'bands'):
-            object.__setattr__(self, name, tuple(_text(name, item) for item in getattr(self, name)))
-        for name in ('mean', 'std'):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        if self.scale is not None:
-            pairs = tuple((float(low), float(high)) for low, high in self.scale)
-            object.__setattr__(self, 'scale', pairs)
+        object.__setattr__(self, 'classes', settled_names('classes', self.classes))
+        settle_images(self)
         if self.colors is not None:
             colors = tuple((int(r), int(g), int(b)) for r, g, b in self.colors)
             object.__setattr__(self, 'colors', colors)
@@ -87,36 +88,9 @@ class ModelSpec:
             raise ConfigError(f'task is {self.task!r}: give {" or ".join(TASKS)}.')
         if not self.model:
             raise ConfigError('model is empty: give the timm name of the backbone.')
-        for name in ('classes', 'bands'):
-            names = getattr(self, name)
-            twice = sorted({item for item in names if names.count(item) > 1})
-            if not names or twice:
-                found = f'{", ".join(twice)} more than once' if twice else 'none'
-                raise ConfigError(f'{name} holds {found}: name every one, once.')
+        check_names('classes', self.classes)
 
-    def _check_bands(self) -> None:
-        for name in ('mean', 'std', 'scale'):
-            values = getattr(self, name)
-            if values is not None and len(values) != len(self.bands):
-                raise ConfigError(
-                    f'{name} has {len(values)} values for {len(self.bands)} bands: give one a band.'
-                )
-        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise ConfigError(
-                f'mean is {self.mean}, std is {self.std}: give finite numbers, std above 0.'
-            )
-        ends = () if self.scale is None else self.scale
-        if any(not (math.isfinite(a) and math.isfinite(b)) or a == b for a, b in ends):
-            raise ConfigError(
-                f'scale is {ends}: give two different finite raw values a band, those that become '
-                '0 and 1.'
-            )
-
-    def _check_numbers(self) -> None:
-        if self.image_size < 1:
-            raise ConfigError(f'image_size is {self.image_size}: give positive whole pixels.')
-        if self.resolution is not None and not 0 < self.resolution < math.inf:
-            raise ConfigError(f'resolution is {self.resolution}: give a positive number, or none.')
+    def _check_colors(self) -> None:
         if self.colors is None:
             return
         values = [value for color in self.colors for value in color]
@@ -160,16 +134,4 @@ class ModelSpec:
         Raises:
             ConfigError: If one is missing.
         """
-        missing = [band for band in self.bands if band not in bands]
-        if missing:
-            raise ConfigError(
-                f'The model needs the bands {", ".join(self.bands)}; {", ".join(missing)} '
-                f'{"is" if len(missing) == 1 else "are"} not among {", ".join(bands)}.'
-            )
-        return tuple(list(bands).index(band) for band in self.bands)
-
-
-def _text(name: str, item: object) -> str:
-    if not isinstance(item, str) or not item:
-        raise ConfigError(f'{name} holds {item!r}: give a name.')
-    return item
+        return find_bands(self.bands, bands)

@@ -24,6 +24,7 @@ from torchgeo_explora.models import resolve_groups
 from torchgeo_explora.models.trained import TRAINED
 
 EMBEDDINGS = 'embeddings'
+IMAGE_FACTS = ('bands', 'scale', 'resolution')
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PretrainingTask(BaseTask, ABC):
         total_steps: Micro-batches of the whole run; None until it is known.
         accumulate: Micro-batches an optimizer step averages over.
         start: What blending goes back to; empty where the result is not blended.
+        image_facts: What the data module says of the images, to be stored with the weights.
         collapse_reason: Why training was stopped, set by the guard; None for a healthy run.
     """
 
@@ -71,6 +73,7 @@ class PretrainingTask(BaseTask, ABC):
         self.total_steps = self._asked_steps = steps
         self.accumulate = accumulate
         self.start: dict[str, Tensor] = {}
+        self.image_facts: dict[str, Any] = {}
         self.collapse_reason: str | None = None
         self._restored_gradients: dict[str, Tensor] = {}
         self._embedded: list[dict[str, Tensor]] = []
@@ -153,6 +156,24 @@ class PretrainingTask(BaseTask, ABC):
         expected, delivered = self.band_names(), getattr(datamodule, 'bands', None)
         if expected is not None and delivered is not None:
             check_bands(expected, delivered)
+        self.take_facts(datamodule)
+
+    def take_facts(self, datamodule: object) -> None:
+        """Keep what a data module says of its images, to be stored with the weights.
+
+        Args:
+            datamodule: Set up; of its ``bands``, ``scale`` and ``resolution`` those that it has.
+        """
+        found = {name: getattr(datamodule, name, None) for name in IMAGE_FACTS}
+        count = getattr(datamodule, 'num_channels', None)
+        for name in ('bands', 'scale'):
+            values = found[name]
+            if values is not None and count is not None and len(values) != count:
+                found[name] = None  # of the files' bands, not of those that the model is given
+        bands = found['bands']
+        if bands is not None and len({str(band) for band in bands}) < len(bands):
+            found['bands'] = None  # a grey band that is repeated
+        self.image_facts = {name: value for name, value in found.items() if value is not None}
 
     def on_fit_start(self) -> None:
         """Lay the schedules over the run and say what trains.

@@ -315,8 +315,7 @@ class ExPLoRADINOv2(PretrainingTask):
     def describe_network(self) -> str:
         """Say in a checkpoint which network in it would be published, and what it is."""
         optimization = self.recipe.optimization
-        facts = {'base': self.hparams['model'], 'bands': self.hparams['bands']}
-        facts |= {'mean': self.mean, 'std': self.std}
+        facts = {'base': self.hparams['model'], **self._images()}
         return describe_training(
             self.backbones()[optimization.publish],
             f'model.{optimization.publish}.',
@@ -339,11 +338,13 @@ class ExPLoRADINOv2(PretrainingTask):
             'network': optimization.publish,
             'blend': optimization.blend,
             'micro_steps': self.micro_step,
-            'bands': hparams['bands'],
-            'mean': self.mean,
-            'std': self.std,
-            'size': self.recipe.crops.global_size,
+            **self._images(),
         }
         model = blend(self.backbones()[optimization.publish], self.start, optimization.blend)
-        known = {key: value for key, value in metadata.items() if value is not None}
-        return publish(model, self.recipe.adapter, folder, known, self.adapter_report.trained)
+        return publish(model, self.recipe.adapter, folder, metadata, self.adapter_report.trained)
+
+    def _images(self) -> dict[str, Any]:
+        """What the weights are to say of their images."""
+        bands, size = self.hparams['bands'], self.recipe.crops.global_size
+        own = {'bands': bands, 'mean': self.mean, 'std': self.std, 'size': size}
+        return self.image_facts | {name: v for name, v in own.items() if v is not None}

@@ -310,8 +310,8 @@ class ExPLoRAMAE(PretrainingTask):
 
     def describe_network(self) -> str:
         """Say in a checkpoint what its encoder is."""
-        facts = {'base': self.hparams['model'], 'bands': self.channels.bands}
-        facts |= {'mean': self.mean, 'std': self.std, **decoder_texts(self.model.decoder)}
+        facts = {'base': self.hparams['model'], **self._images()}
+        facts |= decoder_texts(self.model.decoder)
         config = self.parts.encoder_report.config
         return describe_training(self.encoder, 'model.encoder.', config, facts)
 
@@ -322,22 +322,25 @@ class ExPLoRAMAE(PretrainingTask):
             folder: Where ``explora.safetensors``, ``adapter.safetensors`` and
                 ``decoder.safetensors`` go.
         """
-        parts, channels = self.parts, self.channels
+        parts = self.parts
         metadata = {
             'base': self.hparams['model'],
             'start': parts.encoder_source.source or 'random',
             'method': 'M-ExPLoRA',
             'micro_steps': self.micro_step,
-            'bands': channels.bands,
-            'groups': channels.groups,
-            'mean': self.mean,
-            'std': self.std,
-            'size': self.recipe.views.image_size,
+            'groups': self.channels.groups,
+            **self._images(),
         }
         known = {key: value for key, value in metadata.items() if value is not None}
         config, trained = parts.encoder_report.config, parts.encoder_report.trained
         paths = publish(self.encoder, config, folder, known, trained)
         return [*paths, publish_decoder(self.model.decoder, folder, known)]
+
+    def _images(self) -> dict[str, Any]:
+        """What the weights are to say of their images."""
+        bands, size = self.channels.bands, self.recipe.views.image_size
+        own = {'bands': bands, 'mean': self.mean, 'std': self.std, 'size': size}
+        return self.image_facts | {name: v for name, v in own.items() if v is not None}
 
 
 def input_bands(encoder: VisionTransformer) -> int:
