@@ -148,7 +148,7 @@ def _join(
     if prefix:
         first = torch.cat(tuple(prefix), dim=1)
         first = first if position is None else first + position
-        x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)
     out: Tensor = vit.norm_pre(vit.pos_drop(x))
     return out
 

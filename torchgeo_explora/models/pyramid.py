@@ -152,7 +152,7 @@ class ViTPyramidEncoder(nn.Module):
             (2**k, GridSize(canvas.height // 2**k, canvas.width // 2**k))
             for k in range(self.depth + 1)
         ]
-        empty = [maps[0].new_empty(len(images), 0, g.height, g.width) for _, g in sizes[:2]]
+        empty = [maps[0].new_empty(images.shape[0], 0, g.height, g.width) for _, g in sizes[:2]]
         return empty + [
             resample_cells(found, grid, stride / patch_height, stride / patch_width)
             for found, (stride, grid) in zip(maps, sizes[2:], strict=True)
