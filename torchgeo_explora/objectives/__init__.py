@@ -12,6 +12,7 @@ from torchgeo_explora.objectives.mae_presets import (
     get_mae_preset,
     mae_learning_rate,
 )
+from torchgeo_explora.objectives.pca import PCAAccumulator, PCABasis, basis_metadata
 from torchgeo_explora.objectives.presets import (
     PRESETS,
     CropConfig,
@@ -44,11 +45,14 @@ __all__ = [
     'MAEOutput',
     'MAERecipe',
     'OptimizationConfig',
+    'PCAAccumulator',
+    'PCABasis',
     'Recipe',
     'Schedules',
     'ViewConfig',
     'WarmupCosine',
     'averaged_pairs',
+    'basis_metadata',
     'ema_update',
     'get_mae_preset',
     'get_preset',
