@@ -15,7 +15,8 @@ SOURCES = sorted(PACKAGE.rglob('*.py'))
 
 # A room is a sub-package, or a module at the top; its floor is the number.
 FLOORS = {
-    '__init__': 0, '_figures': 0, '_files': 0, '_imports': 0, '_typing': 0, 'errors': 0,
+    '__init__': 0, '_environment': 0, '_figures': 0, '_files': 0, '_imports': 0, '_run_record': 0,
+    '_typing': 0, 'errors': 0,
     'datasets': 1, 'layers': 1, 'losses': 1, 'transforms': 1,
     'adapters': 2, 'datamodules': 2,
     'models': 3,
@@ -31,7 +32,9 @@ NEVER = {(room, 'datamodules') for room in ('models', 'objectives', 'tasks')}
 CORE = {'einops', 'jaxtyping', 'kornia', 'numpy', 'safetensors', 'timm', 'torch', 'torchvision'}
 DATA = CORE | {'PIL', 'geopandas', 'pandas', 'pyproj', 'rasterio', 'shapely', 'torchgeo'}
 ALLOWED = {room: set[str]() for room, floor in FLOORS.items() if floor == 0} | {
+    '_environment': {'torch'},
     '_figures': {'matplotlib'},
+    '_run_record': {'torch'},
     '_files': {'safetensors', 'torch'},
     'adapters': CORE, 'layers': CORE, 'losses': CORE, 'models': CORE, 'objectives': CORE,
     'transforms': CORE,

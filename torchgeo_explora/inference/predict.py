@@ -202,9 +202,10 @@ def predict_rasters(
         ready = model.to(place).eval()
         runner = Runner(ready, place, dtype, len(spec.classes), run.tiling.size, **chosen)
         _check_model(runner, len(spec.bands))
-        run.begin(found, resume or shard is not None)
-        run.compute(runner, threads, _silent if progress is None else progress)
-        return run.conclude()
+        run.begin(found, resume or shard is not None, place)
+        with run.folder.recorded():
+            run.compute(runner, threads, _silent if progress is None else progress)
+            return run.conclude()
 
 
 def _silent(tally: Tally) -> None:
@@ -257,11 +258,12 @@ class _Run:
             except ExploraError as error:
                 self.summary.failed[source.path] = str(error)
 
-    def begin(self, sources: Sequence[Source], go_on: bool) -> None:
+    def begin(self, sources: Sequence[Source], go_on: bool, device: torch.device) -> None:
         """Begin the work in the folder, or go on with it."""
         self._check_out(go_on)
         if self.jobs:
-            self.folder.start(self._manifest(sources), go_on)
+            shard = None if self.shard is None else f'{self.shard.number}-of-{self.shard.count}'
+            self.folder.start(self._manifest(sources), go_on, device=device, shard=shard)
 
     def _job(self, number: int, source: Source, aoi: AreaOfInterest | None, limit: Extent) -> Job:
         settings = self.settings

@@ -3,16 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from torchgeo_explora._files import replacing
+from torchgeo_explora._run_record import RECORD, RunRecord, new_record, read_file, recorded
 from torchgeo_explora.errors import ConfigError, OutputError
 from torchgeo_explora.inference.jobs import Job, Unit
 from torchgeo_explora.inference.layers import Kind, Layer
@@ -35,43 +36,72 @@ class WorkFolder:
     def __init__(self, out: Path, layers: Sequence[Layer]) -> None:
         self.out, self.layers = out, layers
         self.path = out / FOLDER
+        self.record: RunRecord | None = None
 
     @property
     def manifest(self) -> Path:
-        """What the work is; written first."""
-        return self.out / 'run.json'
+        """What the work is, and the record of it; written first."""
+        return self.out / RECORD
 
     @property
     def report(self) -> Path:
         """What became of it; written last."""
         return self.out / 'report.json'
 
-    def start(self, manifest: Mapping[str, Any], go_on: bool) -> None:
-        """Write what the work is, or check that it is the same work.
+    def start(
+        self,
+        manifest: Mapping[str, Any],
+        go_on: bool,
+        *,
+        command: str = 'predict',
+        device: torch.device | None = None,
+        shard: str | None = None,
+    ) -> None:
+        """Write what the work is, or check that it is the same work; begin to record it.
 
         Args:
             manifest: Describes the work, as JSON.
             go_on: Whether the work may have begun.
+            command: What is done.
+            device: Where the model runs.
+            shard: Name of the share of the work that this process does, for instance ``1-of-4``.
 
         Raises:
             ConfigError: If work has begun and may not have, or is other work.
             OutputError: If nothing can be written.
         """
-        text = json.dumps(manifest, indent=1, sort_keys=True)
-        if not self.manifest.is_file():
-            with replacing(self.manifest) as temporary:
-                temporary.write_text(text, encoding='utf-8')
-            return
+        if self.manifest.is_file():
+            self._check_same(manifest, go_on)
+        else:
+            RunRecord(self.manifest, new_record(command, manifest)).write()
+        # shards write at the same time, each a file of its own
+        path = self.manifest if shard is None else self._parts / f'{shard}.json'
+        self.record = RunRecord.begin(path, command, {}, device=device, part={'shard': shard})
+
+    def _check_same(self, manifest: Mapping[str, Any], go_on: bool) -> None:
         if not go_on:
             raise ConfigError(
                 f'{self.out} holds a run already: go on with --resume, or choose another folder.'
             )
-        differing = _differences(json.loads(self.manifest.read_text(encoding='utf-8')), manifest)
+        differing = _differences(read_file(self.manifest), manifest)
         if differing:
             raise ConfigError(
                 f'The run in {self.out} was started with other {", ".join(differing)}: '
                 'use the same again, or choose another folder.'
             )
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """End the record of what :meth:`start` began with the block, in the way that it ends."""
+        if self.record is None:
+            yield
+            return
+        with recorded(self.record):
+            yield
+
+    @property
+    def _parts(self) -> Path:
+        return self.path / 'records'
 
     def job_folder(self, job: Job) -> Path:
         """Where the blocks of a raster are kept."""
@@ -83,12 +113,12 @@ class WorkFolder:
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a block is done."""
-        folder, area = self.unit_folder(unit), unit.block.area
+        folder, area = self.unit_folder(unit), unit.cells.area
         # sizes, because after a loss of power a name may be on disk and the content not
         return folder.is_dir() and all(
-            _size(folder / _file_name(layer, band)) == area * np.dtype(layer.dtype).itemsize
+            _size(folder / name) == area * np.dtype(layer.dtype).itemsize * bands
             for layer in self.layers
-            for band in range(len(layer.bands))
+            for name, bands in _files(layer).items()
         )
 
     def is_complete(self, job: Job) -> bool:
@@ -100,7 +130,10 @@ class WorkFolder:
         shutil.rmtree(self.job_folder(job), ignore_errors=True)
 
     def close(self) -> None:
-        """Remove the folder."""
+        """Take over what shards recorded, and remove the folder."""
+        if self.record is not None and self._parts.is_dir():
+            found = [read_file(path)['parts'] for path in sorted(self._parts.glob('*.json'))]
+            self.record.adopt(part for parts in found for part in parts)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def open_block(self, unit: Unit, layer: Layer, band: int) -> NDArray[np.generic]:
@@ -114,15 +147,28 @@ class WorkFolder:
         Returns:
             (height, width).
         """
-        shape = (unit.block.rows.length, unit.block.columns.length)
+        shape = (unit.cells.rows.length, unit.cells.columns.length)
         path = self.unit_folder(unit) / _file_name(layer, band)
+        return np.memmap(path, dtype=layer.dtype, mode='r', shape=shape)
+
+    def open_cells(self, unit: Unit, layer: Layer) -> NDArray[np.generic]:
+        """Return all bands of a block that is done, of a layer that stores them together.
+
+        Args:
+            unit: The block.
+            layer: What they belong to.
+
+        Returns:
+            (height, width, bands), read where it is looked at.
+        """
+        shape = (unit.cells.rows.length, unit.cells.columns.length, len(layer.bands))
+        path = self.unit_folder(unit) / _file_name(layer, 0)
         return np.memmap(path, dtype=layer.dtype, mode='r', shape=shape)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     plain = json.loads(json.dumps(now))
-    keys = sorted(before.keys() | plain.keys())
-    return [key for key in keys if before.get(key) != plain.get(key)]
+    return [key for key in sorted(plain) if before.get(key) != plain[key]]
 
 
 def _size(path: Path) -> int:
@@ -131,6 +177,13 @@ def _size(path: Path) -> int:
 
 def _file_name(layer: Layer, band: int) -> str:
     return f'{layer.kind}-{band:04d}.raw'
+
+
+def _files(layer: Layer) -> dict[str, int]:
+    """Files of a layer, and how many bands each of them holds."""
+    if layer.together:
+        return {_file_name(layer, 0): len(layer.bands)}
+    return {_file_name(layer, band): 1 for band in range(len(layer.bands))}
 
 
 class UnitWriter:
@@ -155,8 +208,8 @@ class UnitWriter:
             self.temporary.mkdir(parents=True)
             for layer in folder.layers:
                 self._files[layer.kind] = [
-                    self._stack.enter_context((self.temporary / _file_name(layer, band)).open('wb'))
-                    for band in range(len(layer.bands))
+                    self._stack.enter_context((self.temporary / name).open('wb'))
+                    for name in _files(layer)
                 ]
         except OSError as error:
             self.abandon()
@@ -173,8 +226,10 @@ class UnitWriter:
         """
         try:
             for kind, bands in values.items():
-                for file, band in zip(self._files[kind], bands, strict=True):
-                    file.write(np.ascontiguousarray(band).data)
+                files = self._files[kind]
+                parts = bands if len(files) == len(bands) else [bands.transpose(1, 2, 0)]
+                for file, part in zip(files, parts, strict=True):
+                    file.write(np.ascontiguousarray(part).data)
         except OSError as error:
             raise refused(self.temporary, error) from error
 
