@@ -32,6 +32,13 @@ from torchgeo_explora.models.builders import (
 )
 from torchgeo_explora.models.classifier import Classifier, build_classifier
 from torchgeo_explora.models.explora_vit import DINOv2VisionTransformer
+from torchgeo_explora.models.feature_reference import (
+    FeatureOrigin,
+    FeatureReference,
+    backbone_fingerprint,
+    fit_feature_reference,
+    pooled_features,
+)
 from torchgeo_explora.models.finetuned import load_finetuned, save_finetuned
 from torchgeo_explora.models.fitted import FittedModel, load_model, save_model
 from torchgeo_explora.models.group_channel_vit import GroupChannelViT
@@ -71,6 +78,8 @@ __all__ = [
     'DINOv2VisionTransformer',
     'DecoderReport',
     'DecoderSizes',
+    'FeatureOrigin',
+    'FeatureReference',
     'FittedModel',
     'GroupChannelMAEDecoder',
     'GroupChannelViT',
@@ -92,6 +101,7 @@ __all__ = [
     'ViTLarge16_MAE_Natural_Weights',
     'ViTLarge16_Temporal_SatMAE_Weights',
     'ViTSmall14_DINOv2_Natural_Weights',
+    'backbone_fingerprint',
     'build_classifier',
     'build_decoder',
     'convert_state_dict',
@@ -108,10 +118,12 @@ __all__ = [
     'explora_vit_large',
     'explora_vit_small',
     'find_weights',
+    'fit_feature_reference',
     'load_backbone',
     'load_decoder',
     'load_finetuned',
     'load_model',
+    'pooled_features',
     'read_checkpoint',
     'read_input',
     'read_metadata',
