@@ -6,13 +6,9 @@ with whole-number weights, and writes cloud-optimised GeoTIFFs in the grids of t
 
 from torchgeo_explora.inference.fit import Fit, fit_raster
 from torchgeo_explora.inference.pipeline import Tally
-from torchgeo_explora.inference.predict import (
-    PredictSettings,
-    Shard,
-    Summary,
-    predict_rasters,
-)
+from torchgeo_explora.inference.predict import PredictSettings, predict_rasters
 from torchgeo_explora.inference.raster import Georeference, RasterInfo, read_info
+from torchgeo_explora.inference.run import Shard, Summary
 
 __all__ = [
     'Fit',

@@ -10,8 +10,8 @@ from torchgeo_explora.inference.blending import axis_weights, weight_sum
 from torchgeo_explora.inference.jobs import Unit
 from torchgeo_explora.inference.windows import Interval, Span
 
-ROWS_AT_ONCE = 64
-"""Rows that are finished together; more take more memory."""
+MOST_ROWS, BYTES_AT_ONCE = 64, 2 * 2**20
+"""Rows that are finished together: many take memory, and fall out of the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Finished:
     """Rows of a block that no further window contributes to.
 
     Args:
-        rows: Which rows of the raster.
+        rows: Which rows of the raster, in cells.
         values: (planes, rows, columns) float64, averaged over windows.
     """
 
@@ -39,10 +39,10 @@ class Canvas:
     """
 
     def __init__(self, unit: Unit, planes: int, device: torch.device) -> None:
-        self.unit, self.block = unit, unit.block
-        grid, block = unit.job.grid, unit.block
+        self.unit, self.block, self._cell = unit, unit.cells, unit.job.cell
+        grid, block = unit.job.grid.in_cells(unit.job.cell), unit.cells
         self.top = block.rows.first
-        """First row that is not finished."""
+        """First row of cells that is not finished."""
         height = max(span.output.length for span in grid.rows.touching(block.rows))
         shape = (planes, height, block.columns.length)
         self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -62,9 +62,10 @@ class Canvas:
         Args:
             row: The window down.
             column: The window across.
-            output: (planes, height, width) of all that the window reads, float32; or (planes, 1, 1)
-                for one output for the whole window.
+            output: (planes, height, width) of all cells that the window reads, float32; or
+                (planes, 1, 1) for one output for the whole window.
         """
+        row, column = row.in_cells(self._cell), column.in_cells(self._cell)
         down = row.output.clip(Interval(self.top, self.block.rows.stop))
         across = column.output.clip(self.block.columns)
         if output.shape[1:] != (1, 1):
@@ -77,19 +78,24 @@ class Canvas:
         """Take rows that no further window contributes to, some at a time.
 
         Args:
-            stop: Row after the last of them.
+            stop: Row of cells after the last of them.
 
         Yields:
             The rows.
         """
         done = 0
+        many = self._rows_at_once()
         while self.top < stop:
-            rows = Interval(self.top, min(self.top + ROWS_AT_ONCE, stop))
+            rows = Interval(self.top, min(self.top + many, stop))
             down = self._down[rows.within(self.block.rows.first)]
             sums = self._sums[:, done : done + rows.length]
             yield Finished(rows, sums / (down[:, None] * self._across[None, :]))
             done, self.top = done + rows.length, rows.stop
         self._scroll(done)
+
+    def _rows_at_once(self) -> int:
+        of_a_row = self._sums[:, 0].numel() * self._sums.element_size()
+        return max(min(BYTES_AT_ONCE // of_a_row, MOST_ROWS), 1)
 
     def _scroll(self, rows: int) -> None:
         kept = self._sums.shape[1] - rows

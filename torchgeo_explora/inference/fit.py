@@ -22,7 +22,7 @@ from torchgeo_explora.inference.raster import (
     read_block,
 )
 from torchgeo_explora.inference.windows import Block, Interval
-from torchgeo_explora.models import ModelSpec
+from torchgeo_explora.models import InputSpec, ModelSpec
 
 FARTHEST_RESOLUTION = 2.0
 """A pixel may be this many times larger or smaller than those that the model was fitted on."""
@@ -86,7 +86,7 @@ class Objections:
 
 def fit_raster(
     info: RasterInfo,
-    spec: ModelSpec,
+    spec: ModelSpec | InputSpec,
     bands: Sequence[int | str] | None = None,
     scale: tuple[float, float] | None = None,
     force: bool = False,
@@ -203,7 +203,7 @@ def _index(info: RasterInfo, names: Sequence[str], band: int | str) -> int:
 
 
 def _ends(
-    path: str, dtype: str, spec: ModelSpec, scale: tuple[float, float] | None
+    path: str, dtype: str, spec: ModelSpec | InputSpec, scale: tuple[float, float] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Raw values that become 0 and 1."""
     if scale is not None:

@@ -16,19 +16,26 @@ from torchgeo_explora.inference.windows import (
     Extent,
     Interval,
     WindowGrid,
+    aligned_windows,
     centred_windows,
-    overlapping_windows,
 )
 from torchgeo_explora.models import ModelSpec
 
 BATCHES_A_GROUP = 16
 """Batches of a group that is put together from small blocks; its last one may be part-filled."""
 
-READING_MEMORY = 64 * 2**20
-"""Bytes for GDAL's cache."""
+FIXED_MEMORY = 64 * 2**20
+"""Bytes for GDAL's cache, and for rows that are being finished and written."""
 
 STRIPES_AHEAD = 3
 """Rows of windows that are read before they are needed."""
+
+ROWS_HELD = 3
+"""Rows of windows in memory: one is cut while the next is filled; another between two blocks."""
+
+WINDOWS_ACROSS, SIZES_ACROSS = 20, 8
+"""Blocks are as wide as 20 steps between windows, and at least 8 windows. Wider ones would take
+more memory, and save little: one window in 21 is computed for two blocks."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Tiling:
         batch: Windows of a batch.
         block: Longest side of a block in pixels.
         memory: Bytes that a block may take beside the model.
+        cell: Side in pixels of what becomes one pixel of the result.
     """
 
     size: int
@@ -51,6 +59,7 @@ class Tiling:
     batch: int
     block: int
     memory: int
+    cell: int = 1
 
     def grid(self, extent: Extent) -> WindowGrid:
         """Lay windows over a raster.
@@ -62,36 +71,46 @@ class Tiling:
             ConfigError: If overlap or stride are not possible.
         """
         rows, columns = (
-            overlapping_windows(length, self.size, self.overlap)
+            aligned_windows(length, self.size, self.overlap, self.cell)
             if self.stride is None
             else centred_windows(length, self.size, self.stride)
             for length in (extent.height, extent.width)
         )
         return WindowGrid(rows, columns)
 
-    def block_limit(self, planes: int, bands: int) -> Extent:
+    @property
+    def step(self) -> int:
+        """Pixels from one window to the next."""
+        return self.size - self.overlap if self.stride is None else self.stride
+
+    def block_limit(self, planes: int, bands: int, itemsize: int = 4) -> Extent:
         """Return how large blocks may be within the memory.
 
         Args:
-            planes: Outputs of the model a pixel.
+            planes: Outputs of the model a pixel of the result.
             bands: Bands that it reads.
+            itemsize: Bytes of a value in the raster.
 
         Raises:
             ConfigError: If not even a window fits.
         """
         held = self.size if self.stride is None else self.stride
-        output = planes * 8 * (held + 3 * 64)  # sums, and rows that are being finished
-        read = bands * self.size * (4 + STRIPES_AHEAD * 8)  # float32, and stripes on their way
-        window = self.size**2 * (self.batch * bands * 8 + planes * 20)  # batches, one output
-        width = (self.memory - READING_MEMORY - window) // (output + read) - self.size
+        raw = (STRIPES_AHEAD + 1) * (itemsize + 1)  # a byte for the mask
+        scaled = 4 * (SCALED_AHEAD + 2)  # on their way, and in the buffer that windows are cut from
+        sums = -(-planes * 8 * held // self.cell**2)
+        column = sums + self.size * bands * (raw + scaled)
+        output = planes * 20 * -((-self.size // self.cell) ** 2)
+        window = self.size**2 * self.batch * bands * 8 + output  # batches, one output
+        width = (self.memory - FIXED_MEMORY - window) // column - self.size
         if width < self.size:
-            need = READING_MEMORY + window + 2 * self.size * (output + read)
+            need = FIXED_MEMORY + window + 2 * self.size * column
             raise ConfigError(
                 f'{self.memory // 2**20} MB were allowed, and windows of {self.size} pixels in '
                 f'batches of {self.batch} take at least {-(-need // 2**20)} MB: raise '
                 '--max-memory, or lower --batch or --window.'
             )
-        return Extent(self.block, min(width, self.block))
+        enough = max(WINDOWS_ACROSS * self.step, SIZES_ACROSS * self.size)
+        return Extent(self.block, min(width, enough, self.block))
 
 
 def tiling(
@@ -155,6 +174,8 @@ class Job:
         grid: All its windows.
         blocks: Its blocks.
         area: Pixels to predict; None for all.
+        cell: Side in pixels of what becomes one pixel of the result: 1 for maps, a patch for
+            embeddings of patches.
     """
 
     number: int
@@ -165,6 +186,7 @@ class Job:
     grid: WindowGrid
     blocks: tuple[Block, ...]
     area: PixelArea | None
+    cell: int = 1
 
 
 @dataclass(frozen=True)
@@ -183,6 +205,11 @@ class Unit:
     def block(self) -> Block:
         """The block."""
         return self.job.blocks[self.number]
+
+    @property
+    def cells(self) -> Block:
+        """The block in pixels of the result."""
+        return self.block.in_cells(self.job.cell)
 
     @property
     def windows(self) -> int:

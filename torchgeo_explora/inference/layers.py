@@ -13,7 +13,7 @@ from torch import Tensor
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import ModelSpec
 
-type Kind = Literal['pred', 'probabilities', 'uncertainty']
+type Kind = Literal['pred', 'probabilities', 'uncertainty', 'embedding', 'rgb', 'windows']
 
 MEASURES = ('entropy', 'margin')
 
@@ -30,12 +30,14 @@ class Layer:
         bands: What each band holds.
         dtype: NumPy's name of the data type.
         nodata: Value of pixels without data.
+        together: Whether the bands of a pixel are stored side by side, for hundreds of bands.
     """
 
     kind: Kind
     bands: tuple[str, ...]
     dtype: str
     nodata: float
+    together: bool = False
 
 
 def choose_layers(

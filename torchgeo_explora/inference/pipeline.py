@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torchgeo_explora.errors import ConfigError, ExploraError, ImageError, WeightsError
 from torchgeo_explora.inference.canvas import Canvas
 from torchgeo_explora.inference.jobs import Group, Job, Stripe, Unit, stripes
-from torchgeo_explora.inference.layers import Kind, layer_values
+from torchgeo_explora.inference.layers import Kind, Layer, layer_values
 from torchgeo_explora.inference.raster import SETTINGS, Handles
-from torchgeo_explora.inference.reading import StripBuffer, read_ahead
+from torchgeo_explora.inference.reading import WindowRow, read_ahead
 from torchgeo_explora.inference.windows import Interval, Span
 from torchgeo_explora.inference.work import UnitWriter, WorkFolder
 
 MOST_ROWS_WAITING = 32
 """Rows of windows without data that may wait for a batch to fill up."""
 
-MOST_WRITES_WAITING = 8
+MOST_WRITES_WAITING = 4
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class Runner:
 
     Args:
         model: Takes images (batch, bands, size, size) in [0, 1]; returns logits (batch, classes) or
-            (batch, classes, size, size).
+            (batch, classes, cells, cells).
         device: Where.
         dtype: Type that it computes in.
         classes: Number of its outputs.
         size: Side of the images.
         to_planes: Turns the logits of one image, float32 with classes first, to what is averaged.
+        cell: Side in pixels of what the model has one output for; 1 for one a pixel.
+        share: Whether the share of an image that is wanted becomes one more plane.
     """
 
     model: nn.Module
@@ -50,6 +52,13 @@ class Runner:
     classes: int
     size: int
     to_planes: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(0)
+    cell: int = 1
+    share: bool = False
+
+    @property
+    def planes(self) -> int:
+        """Numbers that are averaged, a pixel of the result."""
+        return self.classes + self.share
 
     def run(self, images: Tensor) -> Tensor:
         """Run the model.
@@ -58,7 +67,7 @@ class Runner:
             images: (batch, bands, size, size) in [0, 1].
 
         Returns:
-            (batch, classes, 1, 1) or (batch, classes, size, size).
+            (batch, classes, 1, 1) or (batch, classes, cells, cells).
 
         Raises:
             WeightsError: If the model returns anything else.
@@ -69,7 +78,7 @@ class Runner:
             logits = self._forward(images.to(self.device, non_blocking=True))
         if logits.ndim == 2:
             logits = logits[:, :, None, None]
-        sides = {(1, 1), (self.size, self.size)}
+        sides = {(1, 1), (self.size // self.cell,) * 2}
         if logits.shape[:2] != (len(images), self.classes) or tuple(logits.shape[2:]) not in sides:
             raise WeightsError(
                 f'The model returns {tuple(logits.shape)} for images of {tuple(images.shape)}: it '
@@ -96,13 +105,15 @@ class Part:
         unit: The block.
         row: The window down; None at the end of a row of windows.
         column: The window across.
-        finished: Row of the raster before which all rows are final, at the end of a row.
-        wanted: (rows, columns) where a prediction is wanted, of the rows that become final.
+        share: Of the window that is wanted.
+        finished: Row of the result before which all rows are final, at the end of a row.
+        wanted: (rows, columns) where a result is wanted, of the rows that become final.
     """
 
     unit: Unit
     row: Span | None = None
     column: Span | None = None
+    share: float = 1.0
     finished: int = 0
     wanted: NDArray[np.bool_] | None = None
 
@@ -200,6 +211,8 @@ class Pipeline:
         kept: Whether a block is written; others are computed only for the sake of their group.
         progress: Told of the tally now and then.
         completed: Told in the writing thread that a block was written.
+        render: Turns averages (planes, rows, columns) to what a layer holds, given where there is
+            data.
     """
 
     def __init__(
@@ -212,10 +225,11 @@ class Pipeline:
         kept: Callable[[Unit], bool],
         progress: Callable[[Tally], None],
         completed: Callable[[Unit], None],
+        render: Callable[[Layer, Tensor, Tensor], NDArray[np.generic]] = layer_values,
     ) -> None:
         self.runner, self.folder, self.tally = runner, folder, tally
         self.batch, self.threads = batch, threads
-        self.kept, self.progress, self.completed = kept, progress, completed
+        self.kept, self.progress, self.completed, self.render = kept, progress, completed, render
         self._images: Tensor | None = None
         self._filled = 0
         self._parts: list[Part] = []
@@ -246,18 +260,15 @@ class Pipeline:
             handles.close()
 
     def _run_group(self, group: Group, handles: Handles, pool: ThreadPoolExecutor) -> None:
-        buffer: StripBuffer | None = None
-        for stripe, strip in read_ahead(handles, pool, self._wanted(group)):
-            if self._has_failed(stripe.unit.job):
+        for unit, reading in read_ahead(handles, pool, self._wanted(group)):
+            if self._has_failed(unit.job):
                 continue
-            if buffer is None or buffer.unit is not stripe.unit:
-                buffer = StripBuffer(stripe.unit)
             try:
-                buffer.advance(strip.result())
+                row = reading.result()
             except ImageError as error:
-                self.fail(stripe.unit.job, error)
+                self.fail(unit.job, error)
                 continue
-            self._cut(buffer)
+            self._cut(row)
         self._flush()
 
     def _wanted(self, group: Group) -> Iterator[Stripe]:
@@ -270,22 +281,21 @@ class Pipeline:
         """Note that a raster cannot be predicted."""
         self.tally.failed[job.number] = str(error)
 
-    def _cut(self, buffer: StripBuffer) -> None:
+    def _cut(self, row: WindowRow) -> None:
         """Cut the windows of a row, and say which rows are final after it."""
-        unit, rows = buffer.unit, buffer.rows
-        row = rows[buffer.row]
-        for column in buffer.columns:
-            image = buffer.window(column)
+        unit, span = row.unit, row.rows[row.row]
+        for column in row.columns:
+            image = row.window(column)
             if image is None:
                 self.tally.empty += 1
             else:
-                self._add_image(image, Part(unit, row, column))
+                self._add_image(image, Part(unit, span, column))
         block = unit.block.rows
-        last = buffer.row + 1 == len(rows)
-        stop = block.stop if last else rows[buffer.row + 1].output.first
-        final = Interval(max(row.output.first, block.first), stop)
+        last = row.row + 1 == len(row.rows)
+        stop = block.stop if last else row.rows[row.row + 1].output.first
+        final = Interval(max(span.output.first, block.first), stop)
         if final.length > 0:
-            self._parts.append(Part(unit, finished=stop, wanted=buffer.wanted(final)))
+            self._parts.append(Part(unit, finished=stop, wanted=row.wanted(final)))
         waiting = sum(part.row is None for part in self._parts)
         if self._filled == 0 or waiting > MOST_ROWS_WAITING:
             self._flush()
@@ -324,12 +334,15 @@ class Pipeline:
         assert part.row is not None, 'an output is that of a window'
         assert part.column is not None, 'an output is that of a window'
         with torch.inference_mode():
-            canvas.add(part.row, part.column, self.runner.to_planes(output.float()))
+            planes = self.runner.to_planes(output.float())
+            if self.runner.share:
+                planes = torch.cat([planes, torch.full_like(planes[:1], part.share)])
+            canvas.add(part.row, part.column, planes)
 
     def _canvas_of(self, unit: Unit) -> Canvas:
         if self._canvas is None or self._canvas.unit is not unit:
             self._canvas = None  # its memory is free before more is taken
-            self._canvas = Canvas(unit, self.runner.classes, self.runner.device)
+            self._canvas = Canvas(unit, self.runner.planes, self.runner.device)
         return self._canvas
 
     def _finish_rows(self, canvas: Canvas, part: Part) -> None:
@@ -342,13 +355,15 @@ class Pipeline:
                     continue
                 valid = wanted[done.rows.within(first)]
                 values = {
-                    layer.kind: layer_values(layer, done.values, valid)
+                    layer.kind: self.render(layer, done.values, valid)
                     for layer in self.folder.layers
                 }
                 self._writer.put(functools.partial(self._write, unit, values))
-        self.tally.pixels += (part.finished - first) * unit.block.columns.length
+        cell, block = unit.job.cell, unit.block
+        rows = min(part.finished * cell, block.rows.stop) - first * cell
+        self.tally.pixels += rows * block.columns.length
         self.progress(self.tally)
-        if part.finished == unit.block.rows.stop and self.kept(unit):
+        if part.finished == unit.cells.rows.stop and self.kept(unit):
             self._writer.put(lambda: self._end(unit))
 
     def _write(self, unit: Unit, values: Mapping[Kind, NDArray[np.generic]]) -> None:

@@ -26,8 +26,12 @@ from torchgeo_explora.inference.windows import Block, Extent
 READ_ERRORS = (OSError, ValueError, RasterioError)
 """What rasterio raises for a file that is damaged, unreachable or no raster."""
 
-SETTINGS: dict[str, Any] = {'GDAL_CACHEMAX': 64, 'GDAL_DISABLE_READDIR_ON_OPEN': 'FALSE'}
-"""GDAL's own cache in MB (its default is a share of all memory), and sidecar masks are found."""
+CACHE = 32 * 2**20
+"""Bytes of GDAL's own cache, whose default is a share of all memory. It holds the tiles of several
+rows of windows, so that few are decompressed twice."""
+
+SETTINGS: dict[str, Any] = {'GDAL_CACHEMAX': CACHE, 'GDAL_DISABLE_READDIR_ON_OPEN': 'FALSE'}
+"""How rasters are opened: rasterio counts the cache in bytes; sidecar masks are found."""
 
 type Pixels = np.ma.MaskedArray[tuple[int, ...], np.dtype[np.generic]]
 type Palette = Mapping[int, tuple[int, int, int, int]]
@@ -336,23 +340,24 @@ def valid_pixels(pixels: Pixels) -> NDArray[np.bool_]:
 
 
 def scale_to_unit(
-    pixels: Pixels, low: NDArray[np.float32], high: NDArray[np.float32]
-) -> NDArray[np.float32]:
+    pixels: Pixels,
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
     """Scale bands to [0, 1] as in training; pixels without data become 0.
 
     Args:
         pixels: (bands, height, width), of any numeric type.
         low: (bands,) values that become 0; smaller ones do too.
         high: (bands,) values that become 1; larger ones do too.
-
-    Returns:
-        (bands, height, width).
+        out: (bands, height, width) for the result.
     """
+    start, span = low[:, None, None], (high - low)[:, None, None]
     with np.errstate(over='ignore', invalid='ignore'):  # nodata values beyond float32
-        unit = pixels.data.astype(np.float32)
-    unit -= low[:, None, None]
-    unit /= (high - low)[:, None, None]
+        np.subtract(pixels.data, start, out=out, dtype=np.float32, casting='unsafe')
+    np.divide(out, span, out=out)
     mask: Any = pixels.mask
     if mask is not np.ma.nomask:
-        unit[np.ma.getmaskarray(pixels)] = 0
-    return np.clip(unit, 0, 1, out=unit)
+        np.copyto(out, 0, where=np.ma.getmaskarray(pixels))
+    np.clip(out, 0, 1, out=out)

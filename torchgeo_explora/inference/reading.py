@@ -15,6 +15,7 @@ from torchgeo_explora.inference.jobs import STRIPES_AHEAD, Stripe, Unit
 from torchgeo_explora.inference.raster import (
     SETTINGS,
     Handles,
+    Pixels,
     read_block,
     scale_to_unit,
     valid_pixels,
@@ -24,41 +25,38 @@ from torchgeo_explora.inference.windows import Block, Interval, Span
 
 @dataclass(frozen=True)
 class Strip:
-    """What was read of a raster.
+    """What was read of a raster, as its file has it: a byte a value often, instead of four.
 
     Args:
-        values: (bands, height, width) in [0, 1]; 0 where there is no data.
+        pixels: (bands, height, width); None where nothing had to be read.
         wanted: (height, width) where there is data, inside the area of interest.
     """
 
-    values: NDArray[np.float32]
+    pixels: Pixels | None
     wanted: NDArray[np.bool_]
 
 
 def read_stripe(handles: Handles, stripe: Stripe) -> Strip:
-    """Read, scale and mask a part of a raster.
+    """Read and mask a part of a raster.
 
     Args:
         handles: Open rasters.
         stripe: What to read.
 
     Returns:
-        What was read. Where no window of the block comes near the area of interest nothing is
-        read, and values are 0.
+        What was read. Where no window of the block comes near the area of interest nothing is.
 
     Raises:
         ImageError: If it cannot be read.
     """
     job, block = stripe.unit.job, stripe.block
-    bands = len(job.fit.low)
     shape = (block.rows.length, block.columns.length)
     inside = np.ones(shape, dtype=np.bool_) if job.area is None else job.area.mask(block)
     if job.area is not None and not job.area.meets(_with_windows(stripe)):
-        return Strip(np.zeros((bands, *shape), dtype=np.float32), inside)
+        return Strip(None, inside)
     with rasterio.Env(**SETTINGS), handles.borrow(job.info.path) as source:
         pixels = read_block(source, job.info, job.fit.selection, block)
-    values = scale_to_unit(pixels, job.fit.low, job.fit.high)
-    return Strip(values, inside & valid_pixels(pixels))
+    return Strip(pixels, inside & valid_pixels(pixels))
 
 
 def _with_windows(stripe: Stripe) -> Block:
@@ -69,17 +67,41 @@ def _with_windows(stripe: Stripe) -> Block:
 
 def read_ahead(
     handles: Handles, pool: ThreadPoolExecutor, wanted: Iterable[Stripe]
-) -> Iterator[tuple[Stripe, Future[Strip]]]:
-    """Read a few stripes before they are needed.
+) -> Iterator[tuple[Unit, Future['WindowRow']]]:
+    """Read rows of windows before they are needed.
+
+    Rows of a block take turns with two pieces of memory: one is cut into windows while the other
+    is filled.
 
     Args:
         handles: Open rasters.
-        pool: Threads that read.
+        pool: Threads that read. They take work in order, so that filling a row never waits for
+            what is queued behind it.
         wanted: What to read.
 
     Yields:
-        Each stripe with what is or will be read, in order.
+        Each row of windows, in order: its block, and what is or will be read. Only the last one
+        that was yielded may be looked at.
     """
+    present: tuple[Unit, Future[WindowRow]] | None = None
+    used: Future[WindowRow] | None = None
+    for stripe, read in _stripes_ahead(handles, pool, wanted):
+        before = None if present is None or present[0] is not stripe.unit else present[1]
+        spare = None if before is None else used
+        coming = pool.submit(_fill, stripe, read, before, spare)
+        if present is not None:
+            yield present
+            used = present[1]  # whoever asks for more has done with it
+        present = stripe.unit, coming
+        if before is None:
+            used = None
+    if present is not None:
+        yield present
+
+
+def _stripes_ahead(
+    handles: Handles, pool: ThreadPoolExecutor, wanted: Iterable[Stripe]
+) -> Iterator[tuple[Stripe, Future[Strip]]]:
     waiting: deque[tuple[Stripe, Future[Strip]]] = deque()
     try:
         for stripe in wanted:
@@ -93,8 +115,21 @@ def read_ahead(
             future.cancel()
 
 
-class StripBuffer:
-    """The rows of a block that the present row of windows reads.
+def _fill(
+    stripe: Stripe,
+    read: Future[Strip],
+    before: Future['WindowRow'] | None,
+    spare: Future['WindowRow'] | None,
+) -> 'WindowRow':
+    """Fill a row of windows from the row before and what was read, in memory that is spare."""
+    above = None if before is None else before.result()
+    row = WindowRow(stripe.unit) if spare is None else spare.result()
+    row.fill(stripe.row, above, read.result())
+    return row
+
+
+class WindowRow:
+    """The pixels of a block that one row of its windows reads.
 
     Args:
         unit: The block.
@@ -105,7 +140,7 @@ class StripBuffer:
         grid, block = unit.job.grid, unit.block
         self.rows = grid.rows.touching(block.rows)
         self.columns = grid.columns.touching(block.columns)
-        self.row = -1
+        self.row = 0
         self._size = grid.rows.size
         self._left = self.columns[0].start
         width = self.columns[-1].start + grid.columns.size - self._left
@@ -113,25 +148,34 @@ class StripBuffer:
         self._values = np.zeros((bands, self._size, width), dtype=np.float32)
         self._wanted = np.zeros((self._size, width), dtype=np.bool_)
 
-    def advance(self, strip: Strip) -> None:
-        """Go on to the next row of windows.
+    def fill(self, row: int, above: 'WindowRow | None', strip: Strip) -> None:
+        """Take the pixels of a row of windows.
 
         Args:
-            strip: What that row needs beside the present one.
+            row: Position of the row among those of the block.
+            above: The row before; None for the first.
+            strip: What is to be read beside the row before.
         """
-        fresh = strip.wanted.shape[0]
-        kept = 0
-        if self.row >= 0:
-            step = self.rows[self.row + 1].start - self.rows[self.row].start
-            kept = self._filled() - step
-            for plane in (*self._values, self._wanted):  # one by one: a copy is made of each
-                plane[:kept] = plane[step : step + kept].copy()
-        self.row += 1
-        width = strip.wanted.shape[1]
-        self._values[:, kept : kept + fresh, :width] = strip.values
+        self.row = row
+        kept = 0 if above is None else self._take(above)
+        fresh, width = strip.wanted.shape
+        place = self._values[:, kept : kept + fresh, :width]
+        if strip.pixels is None:
+            place[:] = 0
+        else:
+            fit = self.unit.job.fit
+            scale_to_unit(strip.pixels, fit.low, fit.high, place)
         self._wanted[kept : kept + fresh, :width] = strip.wanted
         self._wanted[kept + fresh :] = False
         self._reflect(width)
+
+    def _take(self, above: 'WindowRow') -> int:
+        """Copy what both rows read; return how many pixels down that is."""
+        step = self.rows[self.row].start - self.rows[above.row].start
+        kept = above._filled() - step
+        self._values[:, :kept] = above._values[:, step : step + kept]
+        self._wanted[:kept] = above._wanted[step : step + kept]
+        return kept
 
     def _filled(self) -> int:
         length = self.unit.job.grid.rows.length
@@ -150,7 +194,7 @@ class StripBuffer:
         """Return where a prediction is wanted.
 
         Args:
-            rows: Rows of the raster that the present row of windows reads.
+            rows: Rows of the raster that the row of windows reads.
 
         Returns:
             (rows, columns of the block).
@@ -159,7 +203,7 @@ class StripBuffer:
         return self._wanted[down, self.unit.block.columns.within(self._left)].copy()
 
     def window(self, column: Span) -> Tensor | None:
-        """Cut out a window of the present row.
+        """Cut out a window.
 
         Args:
             column: The window across.

@@ -57,6 +57,14 @@ class Interval:
         """Return the slice of an array that begins at pixel ``origin``."""
         return slice(self.first - origin, self.stop - origin)
 
+    def in_cells(self, cell: int) -> 'Interval':
+        """Cells that hold some of the pixels.
+
+        Args:
+            cell: Pixels of a cell; cells begin at pixel 0.
+        """
+        return Interval(self.first // cell, -(-self.stop // cell))
+
 
 @dataclass(frozen=True)
 class Span:
@@ -69,6 +77,14 @@ class Span:
 
     start: int
     output: Interval
+
+    def in_cells(self, cell: int) -> 'Span':
+        """Return the window with cells for pixels.
+
+        Args:
+            cell: Pixels of a cell.
+        """
+        return Span(self.start // cell, self.output.in_cells(cell))
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,15 @@ class Axis:
         low = bisect_right(self.spans, core.first, key=lambda span: span.output.stop)
         high = bisect_left(self.spans, core.stop, key=lambda span: span.output.first)
         return self.spans[low:high]
+
+    def in_cells(self, cell: int) -> 'Axis':
+        """Return the windows with cells for pixels.
+
+        Args:
+            cell: Pixels of a cell; what windows contribute to begins at multiples of it.
+        """
+        spans = tuple(span.in_cells(cell) for span in self.spans)
+        return Axis(-(-self.length // cell), -(-self.size // cell), spans)
 
     def cut(self, limit: int) -> tuple[Interval, ...]:
         """Cut the axis where the fewest windows lie across.
@@ -143,6 +168,31 @@ def overlapping_windows(length: int, size: int, overlap: int) -> Axis:
         )
     last = max(length - size, 0)
     starts = [*range(0, last, size - overlap), last]
+    spans = (Span(start, Interval(start, min(start + size, length))) for start in starts)
+    return Axis(length, size, tuple(spans))
+
+
+def aligned_windows(length: int, size: int, overlap: int, cell: int) -> Axis:
+    """Windows that overlap and begin at whole cells, so that each sees the same cells whole.
+
+    The last window may reach beyond the raster's end, by less than a cell.
+
+    Args:
+        length: Pixels of the raster along the axis.
+        size: Pixels of a window, a multiple of ``cell``.
+        overlap: Pixels that neighbours share, at least; a multiple of ``cell``.
+        cell: Pixels of a cell.
+
+    Returns:
+        The windows; a single one where the raster is not longer than a window.
+
+    Raises:
+        ConfigError: If a length is not positive, or the overlap is not below the window's size.
+    """
+    assert size % cell == 0, 'windows hold whole cells'
+    assert overlap % cell == 0, 'neighbours share whole cells'
+    whole = overlapping_windows(-(-length // cell), size // cell, overlap // cell)
+    starts = (span.start * cell for span in whole.spans)
     spans = (Span(start, Interval(start, min(start + size, length))) for start in starts)
     return Axis(length, size, tuple(spans))
 
@@ -204,6 +254,14 @@ class Block:
         """Number of pixels."""
         return self.rows.length * self.columns.length
 
+    def in_cells(self, cell: int) -> 'Block':
+        """Cells that hold some of the pixels.
+
+        Args:
+            cell: Pixels of a cell.
+        """
+        return Block(self.rows.in_cells(cell), self.columns.in_cells(cell))
+
 
 @dataclass(frozen=True)
 class WindowGrid:
@@ -221,6 +279,14 @@ class WindowGrid:
     def count(self) -> int:
         """Number of windows."""
         return len(self.rows.spans) * len(self.columns.spans)
+
+    def in_cells(self, cell: int) -> 'WindowGrid':
+        """Return the windows with cells for pixels.
+
+        Args:
+            cell: Pixels of a cell.
+        """
+        return WindowGrid(self.rows.in_cells(cell), self.columns.in_cells(cell))
 
     def blocks(self, limit: Extent) -> tuple[Block, ...]:
         """Cut the raster into blocks, row by row.

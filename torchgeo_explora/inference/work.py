@@ -31,11 +31,12 @@ class WorkFolder:
     Args:
         out: Folder of the results.
         layers: What is written of a block.
+        name: Of the folder.
     """
 
-    def __init__(self, out: Path, layers: Sequence[Layer]) -> None:
+    def __init__(self, out: Path, layers: Sequence[Layer], name: str = FOLDER) -> None:
         self.out, self.layers = out, layers
-        self.path = out / FOLDER
+        self.path = out / name
         self.record: RunRecord | None = None
 
     @property
