@@ -76,7 +76,9 @@ def build(args: argparse.Namespace) -> Segmenter:
     )
     prepare_backbone(vit, config, torch.Generator().manual_seed(0))
     options = {'decoder_channels': args.width} if args.decoder == 'upernet' else {}
-    return build_segmenter(vit, args.decoder, 2, seed=0, **options).to(args.device).train()
+    model = build_segmenter(vit, args.decoder, 2, seed=0, **options).to(args.device).train()
+    model.set_grad_checkpointing(args.checkpoint == 'yes')
+    return model
 
 
 def without_values(model: nn.Module, mode: FakeTensorMode) -> None:

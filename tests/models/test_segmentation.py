@@ -215,6 +215,25 @@ def test_dpt_is_smps_where_that_can_be_built() -> None:
         torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize('decoder', DECODERS)
+def test_recomputed_activations_change_no_number(decoder: str) -> None:
+    results = []
+    for recompute in (False, True):
+        model = _build(decoder, _vit(16)).train()
+        model.set_grad_checkpointing(recompute)
+        model.backbone.set_grad_checkpointing(recompute)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for dropout in decoders and heads
+            logits = model(_images((32, 64)))
+            logits.square().mean().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        results.append((logits, gradients, dict(model.named_buffers())))
+    (logits, gradients, buffers), (found, others, statistics) = results
+    assert torch.equal(found, logits)
+    torch.testing.assert_close(others, gradients, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(statistics, buffers, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('decoder', ['dpt', 'unet'])
 def test_an_image_is_the_upper_left_part_of_what_it_is_continued_to(decoder: str) -> None:
     model = _build(decoder, _vit(14)).eval()

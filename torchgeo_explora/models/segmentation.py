@@ -9,7 +9,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -28,6 +28,7 @@ from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora._typing import GridSize
 from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.layers.recompute import recomputing
 from torchgeo_explora.layers.resample import resample_cells
 from torchgeo_explora.models._loading import create_backbone
 from torchgeo_explora.models.builders import ENTRIES
@@ -98,6 +99,14 @@ class Segmenter(nn.Module, ABC):
         self.encoder = encoder
         self.decoder = decoder
         self.segmentation_head = head
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Set whether activations of the decoder are computed again in the backward pass.
+
+        The backbone has a switch of its own, of the same name.
+        """
+        self.grad_checkpointing = enable
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -122,6 +131,13 @@ class Segmenter(nn.Module, ABC):
         height, width = images.shape[-2:]
         return self.decode(images, timestamps)[..., :height, :width]
 
+    def read_out(self, *maps: list[Tensor] | list[Tensor | None]) -> Tensor:
+        """Return the logits that decoder and head make of maps."""
+        head = self.segmentation_head
+        with recomputing(self.decoder, head) if self.grad_checkpointing else nullcontext():
+            logits: Tensor = head(self.decoder(*maps))
+        return logits
+
     @abstractmethod
     def decode(self, images: Tensor, timestamps: Tensor | None) -> Tensor:
         """Return logits of the images and of what they were continued by below and to the right.
@@ -144,8 +160,7 @@ class PyramidSegmenter(Segmenter):
         stride = self.encoder.output_stride
         height, width = (-(-side // stride) * stride for side in images.shape[-2:])
         maps = self.encoder.levels(images, GridSize(height, width), timestamps)
-        logits: Tensor = self.segmentation_head(self.decoder(maps))
-        return logits
+        return self.read_out(maps)
 
 
 @final
@@ -183,7 +198,7 @@ class DPTSegmenter(Segmenter):
         maps = [
             resample_cells(found, even, rows / even.height, columns / even.width) for found in maps
         ]
-        logits: Tensor = self.segmentation_head(self.decoder(maps, classes))
+        logits = self.read_out(maps, classes)
         patch_height, patch_width = self.backbone.patch_embed.patch_size
         size = (rows * patch_height, columns * patch_width)
         if logits.shape[-2:] == size:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from torchgeo_explora.objectives.finetuning import Method
 from torchgeo_explora.tasks._facts import warn_of_unseen
 from torchgeo_explora.tasks._finetuning import FITTED, FineTuningTask
 from torchgeo_explora.tasks._masks import ValidPixels, check_masks
+from torchgeo_explora.tasks._reference import centre, write_reference
 from torchgeo_explora.transforms import JointTransform
 
 # Keeps the draws of augmentation apart from those of dropout, which share the seed of the step
@@ -74,7 +76,7 @@ class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
         train_patch_embed: Whether the patch embedding trains too; by default where the weights
             have none that fits as it is.
         drop_path: Probability of stochastic depth in the last block.
-        grad_checkpointing: Recompute the backbone's activations in the backward pass.
+        grad_checkpointing: Recompute activations of backbone and decoder in the backward pass.
         loss: ``ce``, or ``focal``, ``jaccard`` or ``dice`` of TorchGeo; each over the pixels that
             count.
         class_weights: Weight of each class in ``ce``.
@@ -89,6 +91,8 @@ class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
         weight_decay: Of matrices.
         betas: Of AdamW.
         layer_decay: Factor of the rate from a layer to the one below.
+        reference_images: Training images whose features are summarised in ``features.safetensors``
+            when the fit ends, so that maps can tell what is unlike them; 0 for no such file.
         seed: Seed of the new weights, augmentation, dropout and stochastic depth.
 
     Raises:
@@ -135,6 +139,7 @@ class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         layer_decay: float = 1.0,
+        reference_images: int = 2000,
         seed: int = 0,
     ) -> None:
         self.weights, self.base_weights = weights, base_weights
@@ -171,7 +176,9 @@ class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
 
     def _build(self, vit: VisionTransformer, count: int) -> Segmenter:
         options = self.options()
-        return build_segmenter(vit, options.pop('decoder'), count, seed=self._seed(), **options)
+        model = build_segmenter(vit, options.pop('decoder'), count, seed=self._seed(), **options)
+        model.set_grad_checkpointing(self.hparams['grad_checkpointing'])
+        return model
 
     def _seed(self) -> int:
         seed: int = self.hparams['seed'] + 1  # the adapter's is the seed itself
@@ -377,13 +384,15 @@ class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
         }
 
     def export(self, folder: Path) -> list[Path]:
-        """Write the fitted model; return its path.
+        """Write the fitted model, and what its images look like to it; return the paths.
 
         Args:
-            folder: Where ``model.safetensors`` goes.
+            folder: Where ``model.safetensors`` and ``features.safetensors`` go.
         """
-        if self.fitted_size is None:
+        size = self.fitted_size
+        if size is None:
             rank_zero_warn('No model was written: the run did not do a single step.')
             return []
-        spec = self.describe('segmentation', self.options(), self.fitted_size)
-        return [save_model(self.model, spec, folder / FITTED)]
+        spec = self.describe('segmentation', self.options(), size)
+        path = save_model(self.model, spec, folder / FITTED)
+        return [path, *write_reference(self, folder, size, partial(centre, size=size))]
