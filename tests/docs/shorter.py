@@ -1,0 +1,134 @@
+"""How commands of the pages are made short: one table of what is laid over them.
+
+Every option here is one of the command itself, given once more behind those of the page, so that
+the command is parsed and run with the page's own options first.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+EXPLORA: dict[str, tuple[str, ...]] = {
+    'adapt': (
+        '--steps', '2', '--batch-size', '4', '--rank', '2', '--precision', '32', '--image-size', '56',
+        '--set', 'prototypes=32', '--set', 'hidden_dim=32', '--set', 'n_local=2',
+        '--set', 'global_size=56', '--set', 'local_size=28', '--eval-size', '56',
+    ),
+    'estimate': (
+        '--batch-size', '2', '--set', 'prototypes=32', '--set', 'hidden_dim=32',
+        '--set', 'n_local=2', '--set', 'global_size=56', '--set', 'local_size=28',
+    ),
+    'probe': ('--iterations', '10', '--eval-size', '56', '--precision', '32'),
+}  # fmt: skip
+"""By the command of ``torchgeo-explora``."""
+
+SWAPPED: dict[str, str] = {'--epochs': '--steps'}
+"""Options of a page that those above exclude: they are left out with their value."""
+
+ANYWHERE = ('--device', 'cuda'), ('--device', 'cpu')
+"""What no test machine has, and what takes its place."""
+
+TRAINER = {
+    'accelerator': 'cpu', 'devices': '1', 'precision': '32-true', 'max_epochs': '1', 'num_nodes': '1',
+    'limit_train_batches': '2', 'limit_val_batches': '1', 'limit_test_batches': '1',
+    'limit_predict_batches': '1', 'enable_progress_bar': 'false', 'enable_model_summary': 'false',
+}  # fmt: skip
+DATA = {'num_workers': '0', 'batch_size': '4'}
+TASKS: dict[str, dict[str, str]] = {
+    'ExPLoRADINOv2': {
+        'prototypes': '24', 'hidden_dim': '16', 'global_size': '28', 'local_size': '14',
+        'n_local': '2', 'rank': '2', 'eval_size': '28',
+    },
+    'ExPLoRAMAE': {
+        'decoder_width': '32', 'decoder_depth': '2', 'decoder_heads': '2', 'rank': '2',
+        'decoder_rank': '2', 'image_size': '32', 'accumulate': '1',
+    },
+    'LinearProbe': {'eval_size': '112', 'iterations': '10', 'batch_size': '8'},
+    'KNN': {'eval_size': '112'},
+    'LoRAClassification': {'image_size': '56', 'rank': '2'},
+    'LoRASemanticSegmentation': {'rank': '2', 'decoder_options': '{decoder_channels: 16}'},
+}  # fmt: skip
+"""By the class of the task: arguments of the model."""
+
+DATA_OF_TASK: dict[str, dict[str, str]] = {
+    'ExPLoRAMAE': {'image_size': '32'},
+    'LoRASemanticSegmentation': {'image_size': '32'},
+    'LoRAClassification': {'image_size': '56'},
+}
+
+BEFORE: dict[str, tuple[str, ...]] = {
+    'docs/reports.md': (
+        'torchgeo fit --config conf/finetune_eurosat.yaml --data.init_args.root eurosat',
+    ),
+}
+"""By page: commands of an earlier page that it goes on from."""
+
+BENCHMARKS: dict[str, tuple[str, ...] | None] = {}
+"""Further arguments of ``tests/benchmarks``; None where only the arguments are parsed."""
+
+
+def shorten_explora(arguments: Sequence[str]) -> list[str]:
+    """Arguments of ``torchgeo-explora`` with what makes them short."""
+    command, *rest = arguments
+    extra = EXPLORA.get(command, ())
+    for left_out, instead in SWAPPED.items():
+        if instead in extra and left_out in rest:
+            place = rest.index(left_out)
+            del rest[place : place + 2]
+    if '--resume' in rest:
+        extra = ()
+    return [command, *_replace(rest), *extra]
+
+
+def _replace(arguments: Sequence[str]) -> list[str]:
+    (option, value), (_, instead) = ANYWHERE
+    found = list(arguments)
+    for place in range(len(found) - 1):
+        if found[place : place + 2] == [option, value]:
+            found[place + 1] = instead
+    return found
+
+
+def shorten_torchgeo(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Arguments of ``torchgeo`` with what makes them short.
+
+    Args:
+        arguments: Of the page.
+        folder: Where its configurations are.
+    """
+    config = _merged(arguments, folder)
+    task = config['model']['class_path'].rpartition('.')[2]
+    data = {**DATA, **DATA_OF_TASK.get(task, {})}
+    groups = {
+        'trainer': TRAINER,
+        'model.init_args': TASKS[task],
+        'data.init_args': data,
+    }
+    extra = [
+        word
+        for group, values in groups.items()
+        for key, value in values.items()
+        for word in (f'--{group}.{key}', value)
+    ]
+    return [*arguments, *extra]
+
+
+def _merged(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The configurations of a command, later ones over earlier ones, as far as classes go."""
+    merged: dict[str, Any] = {}
+    for word, path in itertools.pairwise(arguments):
+        if word == '--config':
+            content = yaml.safe_load((folder / path).read_text(encoding='utf-8'))
+            for key in ('model', 'data'):
+                if 'class_path' in (part := content.get(key) or {}):
+                    merged[key] = part
+    return merged
+
+
+def is_benchmark(arguments: Sequence[str]) -> bool:
+    """Whether a call of Python is one of a benchmark."""
+    return re.fullmatch(r'tests/benchmarks/\w+\.py', arguments[0]) is not None
