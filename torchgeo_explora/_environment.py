@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     place = torch.device('cpu') if device is None else device
     return {
         'torchgeo_explora': __version__,
-        'git': git_state(),
+        'git': _own_state(),
         'python': platform.python_version(),
         'packages': package_versions(),
         'system': platform.platform(),
@@ -52,6 +53,12 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     }
 
 
+@cache  # what runs is what was imported, even if files change later
+def _own_state() -> dict[str, Any] | None:
+    return git_state()
+
+
+@cache
 def package_versions() -> dict[str, str | None]:
     """Versions of the packages that can change a result; None for one that is not there."""
     found = {name: _version(name) for name in (*PACKAGES, *OPTIONAL)}

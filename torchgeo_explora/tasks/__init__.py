@@ -10,6 +10,7 @@ from torchgeo_explora.tasks.mae import ExPLoRAMAE
 from torchgeo_explora.tasks.metrics import OfficialMetric, official_metrics
 from torchgeo_explora.tasks.predictions import PredictionWriter
 from torchgeo_explora.tasks.reconstructions import Reconstructions
+from torchgeo_explora.tasks.record import RunRecorder
 from torchgeo_explora.tasks.report import TestReport
 from torchgeo_explora.tasks.segmentation import LoRASemanticSegmentation
 
@@ -27,6 +28,7 @@ __all__ = [
     'OnlineKNN',
     'PredictionWriter',
     'Reconstructions',
+    'RunRecorder',
     'TestReport',
     'official_metrics',
 ]

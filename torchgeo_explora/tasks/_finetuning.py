@@ -38,6 +38,7 @@ from torchgeo_explora.tasks._autoencoder import check_groups, find_channels
 from torchgeo_explora.tasks._facts import DataFacts, check_classes, statistics
 from torchgeo_explora.tasks._pretraining import check_bands
 from torchgeo_explora.tasks.mae import input_bands
+from torchgeo_explora.tasks.record import record_callbacks
 from torchgeo_explora.tasks.report import report_callbacks
 from torchgeo_explora.transforms import Normalize
 
@@ -137,8 +138,8 @@ class FineTuningTask(BaseTask):
             check_classes(known, self.facts.classes)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the reports of a test and the files of a prediction."""
-        return report_callbacks(self.trainer)
+        """Add the reports of a test, the files of a prediction and the record of the run."""
+        return report_callbacks(self.trainer) + record_callbacks(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a rate for each layer; a warm-up and half a cosine, step by step.

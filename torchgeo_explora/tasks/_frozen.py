@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.models.vision_transformer import VisionTransformer
@@ -31,6 +32,8 @@ from torchgeo_explora.objectives.probing import (
 from torchgeo_explora.objectives.probing.features import Transform
 from torchgeo_explora.tasks._results import ProgressReport
 from torchgeo_explora.tasks._subsets import shared_with
+from torchgeo_explora.tasks.predictions import PredictionWriter
+from torchgeo_explora.tasks.record import record_callbacks
 from torchgeo_explora.transforms import EvalTransform
 from torchgeo_explora.transforms._resample import crop_and_resize, draw_boxes
 
@@ -105,6 +108,12 @@ class FrozenFeatureTask(BaseTask):
         if self._hash is None:
             self._hash = weights_hash(self.model)
         return self._hash
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the record of the run, and the files of a prediction unless the user has."""
+        there = any(isinstance(found, PredictionWriter) for found in self.trainer.callbacks)  # type: ignore[attr-defined]
+        writers = [] if there or not self.predicts else [PredictionWriter()]
+        return [*writers, *record_callbacks(self.trainer)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Nothing trains by default."""

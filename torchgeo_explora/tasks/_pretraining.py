@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from timm.models.vision_transformer import VisionTransformer
@@ -22,6 +23,7 @@ from torchgeo_explora._files import write_tensors
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import resolve_groups
 from torchgeo_explora.models.trained import TRAINED
+from torchgeo_explora.tasks.record import record_callbacks
 
 EMBEDDINGS = 'embeddings'
 IMAGE_FACTS = ('bands', 'scale', 'resolution')
@@ -137,6 +139,10 @@ class PretrainingTask(BaseTask, ABC):
     @abstractmethod
     def band_names(self) -> Sequence[str] | None:
         """Return the names of the images' bands, in their order, if they are known."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the record of the run."""
+        return record_callbacks(self.trainer)
 
     def setup(self, stage: str) -> None:
         """Look whether the data module delivers what the task needs.

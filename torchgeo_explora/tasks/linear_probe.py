@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -32,7 +31,6 @@ from torchgeo_explora.tasks._reports.scores import count_pairs
 from torchgeo_explora.tasks._reports.write import write_report
 from torchgeo_explora.tasks._results import ProgressReport, write_result
 from torchgeo_explora.tasks.metrics import official_metrics
-from torchgeo_explora.tasks.predictions import PredictionWriter
 
 TABLES = 'linear_probe_test_report'
 """Folder of the confusion matrix and the scores of every class."""
@@ -128,11 +126,6 @@ class LinearProbe(FrozenFeatureTask):
         super().__init__()
         self.bank: ProbeBank | None = None
         self.chosen: tuple[int, bool, int] | None = None
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Add the files of a prediction, unless the user has."""
-        there = any(isinstance(found, PredictionWriter) for found in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if there else [PredictionWriter()]
 
     def _build_bank(self, num_classes: int) -> ProbeBank:
         dim = self.model.embed_dim
