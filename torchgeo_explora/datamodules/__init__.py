@@ -4,6 +4,7 @@ from ._sampler import ResumableSampler
 from .eurosat import EuroSATDataModule, EuroSATRGBDataModule
 from .fmow import FMoWRGBDataModule, FMoWSentinelDataModule, FMoWTemporalDataModule
 from .folder import FolderDataModule
+from .geotiff import GeoTIFFDataModule, LabelledGeoTIFFDataModule
 from .naip import NAIPChesapeakeDataModule, NAIPDataModule
 from .naip_landcover import NAIPLandCoverDataModule
 from .resisc45 import RESISC45DataModule
@@ -19,7 +20,9 @@ __all__ = [
     'FMoWSentinelDataModule',
     'FMoWTemporalDataModule',
     'FolderDataModule',
+    'GeoTIFFDataModule',
     'IWildCamDataModule',
+    'LabelledGeoTIFFDataModule',
     'NAIPChesapeakeDataModule',
     'NAIPDataModule',
     'NAIPLandCoverDataModule',

@@ -6,8 +6,10 @@ from .camelyon17 import Camelyon17
 from .fmow_rgb import FMoWRGB
 from .fmow_sentinel import FMoWSentinel
 from .fmow_temporal import FMoWTemporal
+from .geotiff_folder import GeoTIFFFolder
 from .image_folder import ImageFolder
 from .iwildcam import IWildCam
+from .labelled_windows import LabelledWindows
 from .naip_landcover import NAIPLandCover
 from .synthetic import SyntheticScenes
 from .vector_segmentation import VectorSegmentation
@@ -20,8 +22,10 @@ __all__ = [
     'FMoWRGB',
     'FMoWSentinel',
     'FMoWTemporal',
+    'GeoTIFFFolder',
     'IWildCam',
     'ImageFolder',
+    'LabelledWindows',
     'NAIPLandCover',
     'SyntheticScenes',
     'VectorSegmentation',

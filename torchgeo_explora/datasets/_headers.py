@@ -95,27 +95,37 @@ def read_header(path: Path) -> ImageHeader:
 
 def _raster_header(path: Path) -> ImageHeader:
     with rasterio.open(path) as source:
-        names = tuple(name or '' for name in source.descriptions)
-        # GDAL takes a fourth band of bytes for alpha; one with a name of its own is none
-        indexes = tuple(
-            index
-            for index, name, kind in zip(source.indexes, names, source.colorinterp, strict=True)
-            if kind != ColorInterp.alpha or name.lower() not in {'', 'alpha'}
-        )
-        no_mask = MaskFlags.all_valid if len(indexes) < len(names) else MaskFlags.alpha
-        return ImageHeader(
-            path=path,
-            height=source.height,
-            width=source.width,
-            names=names,
-            indexes=indexes,
-            dtype=source.dtypes[0],
-            # an alpha band masks the others, and is itself valid everywhere
-            masked=not any(
-                {MaskFlags.all_valid, no_mask} & set(source.mask_flag_enums[index - 1])
-                for index in indexes
-            ),
-        )
+        return describe_raster(source, path)
+
+
+def describe_raster(source: rasterio.DatasetReader, path: Path) -> ImageHeader:
+    """What an open raster says about itself.
+
+    Args:
+        source: The raster.
+        path: Its file, for messages.
+    """
+    names = tuple(name or '' for name in source.descriptions)
+    # GDAL takes a fourth band of bytes for alpha; one with a name of its own is none
+    indexes = tuple(
+        index
+        for index, name, kind in zip(source.indexes, names, source.colorinterp, strict=True)
+        if kind != ColorInterp.alpha or name.lower() not in {'', 'alpha'}
+    )
+    no_mask = MaskFlags.all_valid if len(indexes) < len(names) else MaskFlags.alpha
+    return ImageHeader(
+        path=path,
+        height=source.height,
+        width=source.width,
+        names=names,
+        indexes=indexes,
+        dtype=source.dtypes[0],
+        # an alpha band masks the others, and is itself valid everywhere
+        masked=not any(
+            {MaskFlags.all_valid, no_mask} & set(source.mask_flag_enums[index - 1])
+            for index in indexes
+        ),
+    )
 
 
 def _picture_header(path: Path) -> ImageHeader:
