@@ -96,7 +96,7 @@ class Tiling:
         """
         held = self.size if self.stride is None else self.stride
         raw = (STRIPES_AHEAD + 1) * (itemsize + 1)  # a byte for the mask
-        scaled = 4 * (SCALED_AHEAD + 2)  # on their way, and in the buffer that windows are cut from
+        scaled = 4 * ROWS_HELD
         sums = -(-planes * 8 * held // self.cell**2)
         column = sums + self.size * bands * (raw + scaled)
         output = planes * 20 * -((-self.size // self.cell) ** 2)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from torchgeo_explora import __version__
@@ -136,10 +137,10 @@ class RasterRun:
         """
         product = self.product
         aoi = None if product.reading.aoi is None else AreaOfInterest(product.reading.aoi)
-        limit = product.tiling.block_limit(product.planes, len(product.spec.bands))
+        self._block_limit(1)  # refuses windows that cannot fit once for all
         for number, source in enumerate(sources):
             try:
-                self.jobs.append(self._job(number, source, aoi, limit))
+                self.jobs.append(self._job(number, source, aoi))
             except ExploraError as error:
                 self.summary.failed[source.path] = str(error)
 
@@ -167,14 +168,18 @@ class RasterRun:
                 manifest, go_on, command=self.product.command, device=device, shard=shard
             )
 
-    def _job(self, number: int, source: Source, aoi: AreaOfInterest | None, limit: Extent) -> Job:
+    def _block_limit(self, itemsize: int) -> Extent:
+        product = self.product
+        return product.tiling.block_limit(product.planes, len(product.spec.bands), itemsize)
+
+    def _job(self, number: int, source: Source, aoi: AreaOfInterest | None) -> Job:
         product, reading = self.product, self.product.reading
         info = read_info(source.path)
         product.check(info)
         fit = fit_raster(info, product.spec, reading.bands, reading.scale, reading.force)
         area = None if aoi is None else aoi.over(info)
         grid = product.tiling.grid(info.extent)
-        blocks = grid.blocks(limit)
+        blocks = grid.blocks(self._block_limit(np.dtype(info.dtype).itemsize))
         if fit.overridden:
             self.summary.overridden[source.path] = fit.overridden
         mark = _fingerprint(source.path, repr((info.extent, info.dtype, fit.selection, blocks)))
