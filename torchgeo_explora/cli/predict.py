@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from torch import nn
+
 from torchgeo_explora.cli.choices import choose_device, choose_precision, parse_bands
 from torchgeo_explora.cli.console import NAMED, complain, duration, percent, say
 from torchgeo_explora.cli.meter import Meter
@@ -14,7 +16,9 @@ from torchgeo_explora.inference import (
     Tally,
     predict_rasters,
 )
-from torchgeo_explora.models import ModelSpec, load_model
+from torchgeo_explora.models import FeatureReference, ModelSpec, load_model
+from torchgeo_explora.models.feature_reference import REFERENCE, check_reference
+from torchgeo_explora.models.fitted import find_backbone
 
 NOTHING_DONE, SOME_FAILED = 2, 4
 
@@ -39,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if not path.is_file():
         raise ConfigError(f'{path} is no file: give the model.safetensors that fine-tuning wrote.')
     model, spec = load_model(path)
+    reference = find_reference(args.reference, path, model, settings)
     introduce(path, spec, settings, str(device))
     try:
         summary = predict_rasters(
@@ -51,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             resume=args.resume,
             shard=shard,
+            reference=reference,
             progress=RasterProgress(),
         )
     except KeyboardInterrupt:
@@ -88,6 +94,46 @@ def read_settings(args: argparse.Namespace, precision: str) -> PredictSettings:
         simplify=args.simplify,
         precision='bfloat16' if precision.startswith('bf16') else 'float32',
     )
+
+
+def find_reference(
+    given: str | None, model_path: Path, model: nn.Module, settings: PredictSettings
+) -> FeatureReference | None:
+    """Read what distances are to.
+
+    Args:
+        given: The file that the user names; None for the one beside the model.
+        model_path: File of the model.
+        model: The model.
+        settings: What decides the numbers.
+
+    Returns:
+        The features of the images that the model was fitted on; None where no distance is wanted.
+
+    Raises:
+        ConfigError: If there is no such file, or none is needed.
+        WeightsError: If it is of another model.
+    """
+    if 'distance' not in settings.uncertainty:
+        if given is not None:
+            raise ConfigError('--reference is for --uncertainty distance: ask for that, too.')
+        return None
+    path = model_path.with_name(REFERENCE) if given is None else Path(given).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f'{path} is not there, and distances are to the training images whose features it '
+            'holds: fit the model again with this version, which writes it beside the model, name '
+            'it with --reference, or leave the distance out.'
+        )
+    reference = FeatureReference.load(path)
+    check_reference(reference, find_backbone(model)[1], str(path))
+    if settings.window not in {None, reference.origin.image_size}:
+        complain(
+            'warning',
+            f'windows are of {settings.window} pixels and the images that distances are to of '
+            f'{reference.origin.image_size}: windows of another size look farther than they are',
+        )
+    return reference
 
 
 def introduce(path: Path, spec: ModelSpec, settings: PredictSettings, device: str) -> None:

@@ -112,9 +112,15 @@ def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--uncertainty',
         nargs='+',
-        choices=('entropy', 'margin'),
+        choices=('entropy', 'margin', 'distance'),
         default=(),
-        help='also write how sure the model is',
+        help='also write how sure the model is, and how far windows are from its training images',
+    )
+    parser.add_argument(
+        '--reference',
+        metavar='FILE',
+        help='features of the training images, for the distance (default: features.safetensors '
+        'beside the model)',
     )
     parser.add_argument(
         '--vector', action='store_true', help='also write the classes as polygons (GeoPackage)'

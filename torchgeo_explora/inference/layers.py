@@ -15,7 +15,9 @@ from torchgeo_explora.models import ModelSpec
 
 type Kind = Literal['pred', 'probabilities', 'uncertainty', 'embedding', 'rgb', 'windows']
 
-MEASURES = ('entropy', 'margin')
+MEASURES = ('entropy', 'margin', 'distance')
+
+DISTANCE = 'distance'
 
 MOST_CLASSES = 255
 """Classes that bytes can tell apart, 255 being nodata; more are written in 16 bits."""
@@ -50,7 +52,8 @@ def choose_layers(
         probabilities: Whether a band of probabilities is written for each class.
         uncertainty: Measures of uncertainty: ``entropy`` in [0, 1], 0 where one class has all
             probability and 1 where all are equal; ``margin``, from the likeliest class to the
-            next.
+            next; ``distance`` of the windows to the images that the model was fitted on, 1 being
+            the 99th percentile of such images.
 
     Returns:
         The layers.
@@ -61,7 +64,7 @@ def choose_layers(
     unknown = [name for name in uncertainty if name not in MEASURES]
     if unknown:
         raise ConfigError(
-            f'There is no uncertainty {unknown[0]!r}: choose {" or ".join(MEASURES)}.'
+            f'There is no uncertainty {unknown[0]!r}: choose from {", ".join(MEASURES)}.'
         )
     limit = np.iinfo(np.uint16).max
     if len(spec.classes) > limit:
@@ -75,24 +78,33 @@ def choose_layers(
     return tuple(layers)
 
 
-def layer_values(layer: Layer, values: Tensor, valid: Tensor) -> NDArray[np.generic]:
+def layer_values(
+    layer: Layer, values: Tensor, valid: Tensor, classes: int | None = None
+) -> NDArray[np.generic]:
     """Compute what a layer holds.
 
     Args:
         layer: The layer.
-        values: (classes, height, width) probabilities.
+        values: (classes, height, width) probabilities; behind them, for a layer with the distance,
+            the distance.
         valid: (height, width) where there is data.
+        classes: Number of classes; None for all planes.
 
     Returns:
         (bands, height, width) of the layer's data type.
     """
+    probabilities = values[:classes]
     if layer.kind == 'pred':
-        bands = likeliest(values)[None]
+        bands = likeliest(probabilities)[None]
     elif layer.kind == 'probabilities':
-        bands = values.to(torch.float32)
+        bands = probabilities.to(torch.float32)
     else:
         measures = {'entropy': entropy, 'margin': margin}
-        bands = torch.stack([measures[name](values) for name in layer.bands]).to(torch.float32)
+        planes = [
+            values[-1] if name == DISTANCE else measures[name](probabilities)
+            for name in layer.bands
+        ]
+        bands = torch.stack(planes).to(torch.float32)
     bands = bands.masked_fill(~valid, layer.nodata)
     return bands.cpu().numpy().astype(layer.dtype)
 

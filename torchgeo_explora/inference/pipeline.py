@@ -30,6 +30,15 @@ MOST_ROWS_WAITING = 32
 MOST_WRITES_WAITING = 4
 
 
+def softmax(logits: Tensor) -> Tensor:
+    """Return probabilities.
+
+    Args:
+        logits: Of one image, classes first.
+    """
+    return logits.softmax(0)
+
+
 @dataclass(frozen=True)
 class Runner:
     """How a model is run.
@@ -51,7 +60,7 @@ class Runner:
     dtype: torch.dtype
     classes: int
     size: int
-    to_planes: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(0)
+    to_planes: Callable[[Tensor], Tensor] = softmax
     cell: int = 1
     share: bool = False
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from torchgeo_explora import __version__
 from torchgeo_explora.errors import ConfigError, ImageError
+from torchgeo_explora.inference.distance import DistanceBehind, WithDistance
 from torchgeo_explora.inference.jobs import Job, Tiling, tiling
-from torchgeo_explora.inference.layers import Layer, choose_layers, layer_values
+from torchgeo_explora.inference.layers import DISTANCE, Layer, choose_layers, layer_values
 from torchgeo_explora.inference.maps import Legend, map_paths, write_maps
-from torchgeo_explora.inference.pipeline import Runner, Tally
+from torchgeo_explora.inference.pipeline import Runner, Tally, softmax
 from torchgeo_explora.inference.polygons import PolygonSettings
 from torchgeo_explora.inference.product import Product, Reading
 from torchgeo_explora.inference.raster import SETTINGS, RasterInfo
@@ -26,7 +27,8 @@ from torchgeo_explora.inference.run import RasterRun, Shard, Summary, check_mode
 from torchgeo_explora.inference.sources import find_rasters
 from torchgeo_explora.inference.style import class_colors
 from torchgeo_explora.inference.work import WorkFolder
-from torchgeo_explora.models import ModelSpec
+from torchgeo_explora.models import FeatureReference, ModelSpec
+from torchgeo_explora.models.feature_reference import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class PredictSettings:
         block: Longest side of the blocks that are computed in one go, in pixels.
         max_memory: Megabytes that a block may take beside the model.
         probabilities: Whether a band of probabilities is written for each class.
-        uncertainty: Measures that are written: ``entropy``, ``margin``.
+        uncertainty: Measures that are written: ``entropy``, ``margin``, ``distance``.
         bands: Bands of the rasters, by 1-based index or name; None to find them.
         scale: Raw values that become 0 and 1; None for the model's.
         aoi: Vector file; pixels outside of its polygons are not predicted.
@@ -83,6 +85,21 @@ class PredictSettings:
             raise ConfigError('min_area and simplify are of polygons: ask for these with --vector.')
         return None
 
+    def check_reference(self, reference: FeatureReference | None) -> None:
+        """Refuse to measure a distance to nothing.
+
+        Args:
+            reference: The features of the images that the model was fitted on.
+
+        Raises:
+            ConfigError: If it is needed and not there.
+        """
+        if DISTANCE in self.uncertainty and reference is None:
+            raise ConfigError(
+                'The distance is that to the images which the model was fitted on: give the '
+                f'{REFERENCE} that fine-tuning wrote beside the model.'
+            )
+
     def tiling(self, spec: ModelSpec) -> Tiling:
         """Choose windows for a model.
 
@@ -112,6 +129,7 @@ def predict_rasters(
     resume: bool = False,
     shard: Shard | None = None,
     to_planes: Callable[[Tensor], Tensor] | None = None,
+    reference: FeatureReference | None = None,
     progress: Callable[[Tally], None] | None = None,
 ) -> Summary:
     """Predict rasters and write maps of classes, in the rasters' own grids.
@@ -134,6 +152,7 @@ def predict_rasters(
             a shard writes the maps once all shards are done.
         to_planes: Turns the logits of a window (classes first) to what is averaged and written;
             None for softmax.
+        reference: Features of the images that the model was fitted on, for the distance.
         progress: Told of the state now and then.
 
     Returns:
@@ -144,14 +163,16 @@ def predict_rasters(
     """
     with rasterio.Env(**SETTINGS):
         how = PredictSettings() if settings is None else settings
-        product = Maps(spec, how)
+        product = Maps(spec, how, reference)
         run = RasterRun(Path(out).expanduser(), product, shard)
         found = find_rasters(sources, run.out)
         run.plan(found)
-        chosen = {} if to_planes is None else {'to_planes': to_planes}
         dtype, place = getattr(torch, how.precision), torch.device(device)
+        chosen = softmax if to_planes is None else to_planes
+        if product.reference is not None:
+            model, chosen = WithDistance(model, product.reference), DistanceBehind(chosen)
         ready = model.to(place).eval()
-        runner = Runner(ready, place, dtype, product.planes, product.tiling.size, **chosen)
+        runner = Runner(ready, place, dtype, product.planes, product.tiling.size, chosen)
         check_model(runner, len(spec.bands))
         run.begin(found, resume or shard is not None, place)
         with run.folder.recorded():
@@ -166,17 +187,25 @@ class Maps(Product):
     Args:
         spec: Describes the model.
         settings: What decides the numbers.
+        reference: Features of the images that the model was fitted on, for the distance.
 
     Raises:
         ConfigError: If a number is not possible.
     """
 
-    def __init__(self, spec: ModelSpec, settings: PredictSettings) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        settings: PredictSettings,
+        reference: FeatureReference | None = None,
+    ) -> None:
+        settings.check_reference(reference)
+        self.reference = reference if DISTANCE in settings.uncertainty else None
         super().__init__(
             'predict',
             spec,
             settings.tiling(spec),
-            len(spec.classes),
+            len(spec.classes) + (self.reference is not None),
             choose_layers(spec, settings.probabilities, settings.uncertainty),
             Reading(settings.bands, settings.scale, settings.aoi, settings.force),
         )
@@ -189,8 +218,11 @@ class Maps(Product):
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings and the model."""
-        return {'settings': asdict(self.settings), 'model': self.model}
+        """Return the settings, the model and what distances are to."""
+        content = {'settings': asdict(self.settings), 'model': self.model}
+        if self.reference is not None:
+            content['reference'] = self.reference.fingerprint
+        return content
 
     def check(self, info: RasterInfo) -> None:
         """Refuse polygons of a raster without coordinates."""
@@ -206,7 +238,7 @@ class Maps(Product):
 
     def render(self, layer: Layer, values: Tensor, valid: Tensor) -> NDArray[np.generic]:
         """Compute what a map holds."""
-        return layer_values(layer, values, valid)
+        return layer_values(layer, values, valid, len(self.legend.classes))
 
     def prepare(self, folder: WorkFolder, jobs: Sequence[Job]) -> None:
         """Do nothing: maps have nothing in common."""

@@ -27,6 +27,7 @@ from torchgeo_explora.adapters.state import base_fingerprint
 from torchgeo_explora.errors import ConfigError, WeightsError
 from torchgeo_explora.layers.tokens import embed_tokens, patch_tokens, run_blocks
 from torchgeo_explora.models._checkpoint import Checkpoint, read_checkpoint
+from torchgeo_explora.models.fitted import tensors_hash
 
 REFERENCE = 'features.safetensors'
 """Name of the file beside a model."""
@@ -96,9 +97,12 @@ class FeatureReference:
                 f'The features are of shape {tuple(features.shape)}, and the reference of width '
                 f'{len(self.mean)}: give those of the model that it belongs to.'
             )
-        deviation = F.normalize(features.float(), dim=1) - self.mean
-        result: Tensor = (deviation @ self.whitening.T).norm(dim=1)
-        return result
+        return scaled_distance(features, self.mean, self.whitening)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the distance hangs on, in hexadecimal."""
+        return tensors_hash({'mean': self.mean, 'whitening': self.whitening})
 
     def to(self, device: torch.device | str) -> 'FeatureReference':
         """Return the same reference on another device."""
@@ -145,6 +149,22 @@ class FeatureReference:
             ) from error
         mean, whitening, held_out = (checkpoint.tensors[name] for name in _TENSORS)
         return cls(mean, whitening, held_out, count, origin)
+
+
+def scaled_distance(features: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
+    """Return Mahalanobis' distance of features of length 1.
+
+    Args:
+        features: (n, dim), of any length.
+        mean: (dim,).
+        whitening: (dim, dim), as of :class:`FeatureReference`.
+
+    Returns:
+        (n,).
+    """
+    deviation = F.normalize(features.float(), dim=1) - mean
+    result: Tensor = (deviation @ whitening.T).norm(dim=1)
+    return result
 
 
 def _check_file(checkpoint: Checkpoint) -> None:
