@@ -25,8 +25,11 @@ from ._pixels import Pixels, is_masked
 EXTENSIONS = ('.tif', '.tiff', '.vrt', '.jp2', '.img')
 """Files that are taken from folders; a file that is named may have any."""
 
-SETTINGS: dict[str, Any] = {'GDAL_CACHEMAX': 64, 'GDAL_DISABLE_READDIR_ON_OPEN': 'FALSE'}
-"""GDAL's own cache in MB (its default is a share of all memory), and sidecar masks are found."""
+SETTINGS: dict[str, Any] = {
+    'GDAL_CACHEMAX': 32 * 2**20,
+    'GDAL_DISABLE_READDIR_ON_OPEN': 'FALSE',
+}
+"""GDAL's own cache in bytes (its default is a share of all memory), and sidecar masks are found."""
 
 MOST_SAMPLES = 4096
 """Rows and columns of a decimated mask."""

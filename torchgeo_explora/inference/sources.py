@@ -29,6 +29,17 @@ class Source:
 
 
 def find_rasters(items: Sequence[str | os.PathLike[str]], out: Path) -> list[Source]:
+    """List rasters whose results have names of their own; see :func:`list_sources`.
+
+    Raises:
+        ConfigError: If there is none, or results of two would have the same name.
+    """
+    found = list_sources(items, out)
+    _check_targets(found)
+    return found
+
+
+def list_sources(items: Sequence[str | os.PathLike[str]], out: Path) -> list[Source]:
     """List rasters.
 
     Args:
@@ -41,7 +52,7 @@ def find_rasters(items: Sequence[str | os.PathLike[str]], out: Path) -> list[Sou
         Rasters in the order of ``items``, those of a folder by name; each once.
 
     Raises:
-        ConfigError: If there is none, or results of two would have the same name.
+        ConfigError: If there is none.
     """
     found: dict[str, Source] = {}
     for item in items:
@@ -52,7 +63,6 @@ def find_rasters(items: Sequence[str | os.PathLike[str]], out: Path) -> list[Sou
             f'{", ".join(map(str, items)) or "nothing"} holds no raster: give files, or folders '
             f'with {", ".join(EXTENSIONS)} files.'
         )
-    _check_targets(list(found.values()))
     return list(found.values())
 
 
