@@ -99,8 +99,8 @@ class Tiling:
         scaled = 4 * ROWS_HELD
         sums = -(-planes * 8 * held // self.cell**2)
         column = sums + self.size * bands * (raw + scaled)
-        output = planes * 20 * -((-self.size // self.cell) ** 2)
-        window = self.size**2 * self.batch * bands * 8 + output  # batches, one output
+        cells = -(-self.size // self.cell)
+        window = self.size**2 * self.batch * bands * 8 + planes * 20 * cells**2  # one output
         width = (self.memory - FIXED_MEMORY - window) // column - self.size
         if width < self.size:
             need = FIXED_MEMORY + window + 2 * self.size * column

@@ -298,13 +298,15 @@ class Pipeline:
             if image is None:
                 self.tally.empty += 1
             else:
-                self._add_image(image, Part(unit, span, column))
+                share = row.share(column) if self.runner.share else 1.0
+                self._add_image(image, Part(unit, span, column, share))
         block = unit.block.rows
         last = row.row + 1 == len(row.rows)
         stop = block.stop if last else row.rows[row.row + 1].output.first
         final = Interval(max(span.output.first, block.first), stop)
         if final.length > 0:
-            self._parts.append(Part(unit, finished=stop, wanted=row.wanted(final)))
+            finished = final.in_cells(unit.job.cell).stop
+            self._parts.append(Part(unit, finished=finished, wanted=row.wanted(final)))
         waiting = sum(part.row is None for part in self._parts)
         if self._filled == 0 or waiting > MOST_ROWS_WAITING:
             self._flush()

@@ -197,10 +197,25 @@ class WindowRow:
             rows: Rows of the raster that the row of windows reads.
 
         Returns:
-            (rows, columns of the block).
+            (rows, columns of the block), in cells; wanted where some pixel of a cell is.
         """
         down = rows.within(self.rows[self.row].start)
-        return self._wanted[down, self.unit.block.columns.within(self._left)].copy()
+        wanted = self._wanted[down, self.unit.block.columns.within(self._left)]
+        return any_in_cells(wanted, self.unit.job.cell)
+
+    def share(self, column: Span) -> float:
+        """Return which share of a window is wanted.
+
+        Args:
+            column: The window across.
+
+        Returns:
+            Between 0 and 1, of the pixels that lie in the raster.
+        """
+        grid, left = self.unit.job.grid, column.start - self._left
+        width = min(grid.columns.length - column.start, self._size)
+        seen = self._wanted[: self._filled(), left : left + width]
+        return float(np.count_nonzero(seen) / seen.size)
 
     def window(self, column: Span) -> Tensor | None:
         """Cut out a window.
@@ -218,6 +233,24 @@ class WindowRow:
             return None
         left = column.start - self._left
         return torch.from_numpy(self._values[:, :, left : left + self._size])
+
+
+def any_in_cells(mask: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
+    """Return which cells hold a pixel of a mask.
+
+    Args:
+        mask: (height, width), from the corner of a cell on.
+        cell: Side of a cell in pixels; the last ones may be cut off.
+
+    Returns:
+        (rows, columns) of cells.
+    """
+    if cell == 1:
+        return mask.copy()
+    whole = np.pad(mask, [(0, -length % cell) for length in mask.shape])
+    split = whole.reshape(whole.shape[0] // cell, cell, whole.shape[1] // cell, cell)
+    found: NDArray[np.bool_] = split.any(axis=(1, 3))
+    return found
 
 
 def mirrored(length: int, size: int) -> NDArray[np.intp]:
