@@ -57,7 +57,7 @@ class FineTuningTask(BaseTask):
     ``in_channels``, ``image_size``, ``mean``, ``std``, ``ignore_index``, ``method``, ``rank``,
     ``alpha``, ``targets``, ``unfreeze_blocks``, ``train_norms``, ``train_patch_embed``,
     ``drop_path``, ``grad_checkpointing``, ``base_lr``, ``min_lr``, ``warmup_epochs``,
-    ``weight_decay``, ``betas``, ``layer_decay``, ``seed``.
+    ``weight_decay``, ``betas``, ``layer_decay``, ``reference_images``, ``seed``.
 
     Attributes:
         model: Backbone and head or decoder, which takes normalised images.
@@ -85,6 +85,11 @@ class FineTuningTask(BaseTask):
         hparams = self.hparams
         for name, value in GIVEN.items():
             hparams.setdefault(name, value)
+        if hparams['reference_images'] < 0:
+            raise ConfigError(
+                f'reference_images is {hparams["reference_images"]}: give a number of images, or '
+                '0 for no file of their features.'
+            )
         channels = find_channels(hparams['bands'], hparams['groups'], hparams['in_channels'])
         vit, self.load_report = create_backbone(
             hparams['model'],

@@ -23,6 +23,7 @@ from torchgeo_explora.objectives.finetuning import Method
 from torchgeo_explora.tasks._facts import check_labels, warn_of_unseen
 from torchgeo_explora.tasks._finetuning import FITTED, FineTuningTask
 from torchgeo_explora.tasks._frozen import check_batch
+from torchgeo_explora.tasks._reference import write_reference
 from torchgeo_explora.tasks.metrics import official_metrics
 from torchgeo_explora.transforms import TrainingViews
 from torchgeo_explora.transforms.normalize import resize_and_centre
@@ -84,6 +85,8 @@ class LoRAClassification(FineTuningTask, Classification):
         weight_decay: Of matrices.
         betas: Of AdamW.
         layer_decay: Factor of the rate from a layer to the one below.
+        reference_images: Training images whose features are summarised in ``features.safetensors``
+            when the fit ends, so that maps can tell what is unlike them; 0 for no such file.
         seed: Seed of the new weights, crops and stochastic depth.
 
     Raises:
@@ -129,6 +132,7 @@ class LoRAClassification(FineTuningTask, Classification):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         layer_decay: float = 1.0,
+        reference_images: int = 2000,
         seed: int = 0,
     ) -> None:
         self.weights, self.base_weights = weights, base_weights
@@ -371,15 +375,18 @@ class LoRAClassification(FineTuningTask, Classification):
         return logits.float().softmax(dim=1)
 
     def export(self, folder: Path) -> list[Path]:
-        """Write the fitted model, and what changed as PEFT files; return their paths.
+        """Write the fitted model, what changed as PEFT files, and what its images look like to it.
 
         Args:
-            folder: Where ``model.safetensors`` and ``peft`` go.
+            folder: Where ``model.safetensors``, ``peft`` and ``features.safetensors`` go.
+
+        Returns:
+            The paths written.
         """
-        spec = self.describe(
-            'classification', {'pooling': self.hparams['pooling']}, self.hparams['image_size']
-        )
+        size = self.hparams['image_size']
+        spec = self.describe('classification', {'pooling': self.hparams['pooling']}, size)
         paths = [save_model(self.model, spec, folder / FITTED)]
+        paths += write_reference(self, folder, size)
         if self.hparams['method'] == 'lora':
             start = self.load_report.source or 'random'
             paths += save_finetuned(self.model, spec, folder / PEFT_FOLDER, start)
