@@ -2,11 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchgeo_explora._run_record import read_record
 from torchgeo_explora.adapters.peft import ADAPTER_CONFIG
 from torchgeo_explora.cli.console import duration, say, size
+from torchgeo_explora.cli.info_run import record_lines
 from torchgeo_explora.cli.run_folder import RunFolder, read_json
 from torchgeo_explora.errors import WeightsError
 from torchgeo_explora.models import describe_file, describe_peft
@@ -45,31 +48,40 @@ def describe(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not path.is_dir():
         content = describe_file(path)
         return content, _file_lines(content)
+    record = read_record(path)
+    content, lines = _describe_folder(path, record)
+    if record is None:
+        return content, lines
+    return {**content, 'run': record}, [*lines, *record_lines(record)]
+
+
+def _describe_folder(
+    path: Path, record: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Describe what a folder holds beside the record of its run."""
     if (path / ADAPTER_CONFIG).is_file():
         content = describe_peft(path)
         return content, _peft_lines(content)
     folder = RunFolder(path)
+    if record is not None and is_adaptation(record):
+        content = read_json(folder.report) if folder.report.is_file() else dict(record)
+        return content, _run_lines(content)
     weights = [path / name for name in WRITTEN if (path / name).is_file()]
-    if weights and not folder.settings.is_file():  # of `torchgeo fit`
-        return describe(weights[0])
-    content = read_run(folder)
-    return content, _run_lines(content)
+    if weights:  # of `torchgeo fit`
+        content = describe_file(weights[0])
+        return content, _file_lines(content)
+    if record is None:
+        raise WeightsError(
+            f'{path} is no folder of a run: give one that this program or `torchgeo fit` wrote, or '
+            'a weights file.'
+        )
+    return {}, []
 
 
-def read_run(folder: RunFolder) -> dict[str, Any]:
-    """Return the report of a run, or its settings where it is not finished.
-
-    Raises:
-        WeightsError: If the folder is none of a run.
-    """
-    if folder.report.is_file():
-        return read_json(folder.report)
-    if folder.settings.is_file():
-        return read_json(folder.settings)
-    raise WeightsError(
-        f'{folder.path} is no folder of a run: give one that `torchgeo-explora adapt` wrote, or a '
-        'weights file.'
-    )
+def is_adaptation(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of ``adapt``; one without a command is of a version that had no other."""
+    settings = record.get('settings', {})
+    return 'preset' in settings and record.get('command', 'adapt') == 'adapt'
 
 
 def _file_lines(content: dict[str, Any]) -> list[str]:

@@ -1,12 +1,14 @@
 """``probe``: score weights on labelled images by nearest neighbours and linear classifiers."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
+from torchgeo_explora._run_record import recording
 from torchgeo_explora.cli.choices import choose_device, choose_precision
 from torchgeo_explora.cli.console import percent, say, say_left_out, table
 from torchgeo_explora.cli.images import LabelledSplit, left_out, reading, separate_split
@@ -49,13 +51,58 @@ def run(args: argparse.Namespace) -> int:
     out = None if args.out is None else RunFolder(Path(args.out).expanduser())
     if out is not None:
         out.check_new()
+    opened = open_probe(args)
+    if out is None:
+        score(opened, args)
+        return 0
+    settings = opened.settings
+    content = {'settings': settings.to_dict() | {'test': args.test, 'iterations': args.iterations}}
+    weights = {'model': None if settings.weights == 'random' else settings.weights}
+    with recording(
+        out.path, 'probe', content, seed=settings.seed, device=opened.by.device, weights=weights
+    ) as record:
+        result = score(opened, args)
+        path = out.path / 'probe.json'
+        write_json(path, result)
+        record.add([path])
+    say(f'Wrote {path}')
+    return 0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model and the images that it is scored on.
+
+    Args:
+        settings: What was asked for.
+        split: The images.
+        model: The network.
+        side: Pixels of the images that the model sees.
+        by: Makes features.
+    """
+
+    settings: AdaptSettings
+    split: LabelledSplit
+    model: VisionTransformer
+    side: int
+    by: Evaluation
+
+
+def open_probe(args: argparse.Namespace) -> Opened:
+    """Open images and model, and say what they are.
+
+    Args:
+        args: From the parser.
+
+    Raises:
+        ExploraError: If something is wrong that the user can mend.
+    """
     settings = AdaptSettings(**given_options(args))
     device = choose_device(settings.device)
     split, arguments = _split(settings, args.test)
-    patch = patch_size(settings.model)
     side = settings.eval_size
     if side is None:
-        side = whole_patches(stored_size(settings.weights), patch)
+        side = whole_patches(stored_size(settings.weights), patch_size(settings.model))
     mean, std = statistics(settings)
     model, report = create_backbone(
         settings.model, weights_argument(settings.weights), in_chans=len(mean), seed=settings.seed
@@ -70,22 +117,28 @@ def run(args: argparse.Namespace) -> int:
         torch.bfloat16 if half else torch.float32,
         arguments['num_workers'],
     )
-    reference = by.features(model, split.reference, 4, ProgressLine('Reference images'))
-    scored = by.features(model, split.scored, 4, ProgressLine('Scored images'))
-    result = probe(reference, scored, args.iterations, settings.seed, device)
+    return Opened(settings, split, model, side, by)
+
+
+def score(opened: Opened, args: argparse.Namespace) -> dict[str, Any]:
+    """Score a model, print the scores, and return them for JSON.
+
+    Args:
+        opened: Model and images.
+        args: From the parser.
+    """
+    by, split, seed = opened.by, opened.split, opened.settings.seed
+    reference = by.features(opened.model, split.reference, 4, ProgressLine('Reference images'))
+    scored = by.features(opened.model, split.scored, 4, ProgressLine('Scored images'))
+    result = probe(reference, scored, args.iterations, seed, by.device)
     for line in lines(result):
         say(line)
-    if out is not None:
-        content = describe(result, split) | {
-            'settings': settings.to_dict(),
-            'weights_sha256': weights_hash(model),
-            'eval_size': side,
-            'environment': environment(device),
-        }
-        path = out.path / 'probe.json'
-        write_json(path, content)
-        say(f'Wrote {path}')
-    return 0
+    return describe(result, split) | {
+        'settings': opened.settings.to_dict(),
+        'weights_sha256': weights_hash(opened.model),
+        'eval_size': opened.side,
+        'environment': environment(by.device),
+    }
 
 
 def stored_size(weights: str) -> int:

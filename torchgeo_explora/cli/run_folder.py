@@ -1,32 +1,21 @@
 """The folder of a run: what is in it, what of the run is finished, and writing it whole."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from torchgeo_explora import __version__
+from torchgeo_explora._environment import environment
 from torchgeo_explora._files import replacing
+from torchgeo_explora._run_record import RECORD
 from torchgeo_explora.cli.settings import AdaptSettings
 from torchgeo_explora.errors import ConfigError, OutputError
+from torchgeo_explora.models.feature_reference import REFERENCE
 
-PACKAGES = (
-    'torch',
-    'torchvision',
-    'timm',
-    'torchgeo',
-    'lightning',
-    'kornia',
-    'numpy',
-    'safetensors',
-)
+__all__ = ['RunFolder', 'environment', 'read_json', 'write_json', 'write_yaml']
 
 
 @dataclass(frozen=True)
@@ -41,8 +30,8 @@ class RunFolder:
 
     @property
     def settings(self) -> Path:
-        """Settings and environment; written first."""
-        return self.path / 'run.json'
+        """Settings, and the record of the run; written first."""
+        return self.path / RECORD
 
     @property
     def config(self) -> Path:
@@ -76,8 +65,33 @@ class RunFolder:
 
     @property
     def picture(self) -> Path:
-        """The result, to look at."""
+        """The result in one picture."""
         return self.path / 'report.png'
+
+    @property
+    def page(self) -> Path:
+        """The result, to read."""
+        return self.path / 'report.html'
+
+    @property
+    def statistics(self) -> Path:
+        """What was measured of the bands."""
+        return self.path / 'statistics.json'
+
+    @property
+    def energy(self) -> Path:
+        """Time and energy of all parts of the run."""
+        return self.path / 'energy.json'
+
+    @property
+    def features_reference(self) -> Path:
+        """Summary of the features of images that were adapted to."""
+        return self.path / REFERENCE
+
+    @property
+    def analysis(self) -> Path:
+        """Parts of what is measured of the blocks."""
+        return self.path / 'analysis'
 
     def features(self, part: str, side: str = 'base') -> Path:
         """Features of some images (``reference``, ``scored``, ``health``), ``base`` or ``adapted``."""
@@ -141,32 +155,3 @@ def write_yaml(path: Path, content: Mapping[str, Any], comment: str) -> None:
     with replacing(path) as temporary:
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
         temporary.write_text(f'# {comment}\n{text}', encoding='utf-8')
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware that a result belongs to."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
-    return {
-        'torchgeo_explora': __version__,
-        'python': platform.python_version(),
-        'packages': {name: _version(name) for name in PACKAGES},
-        'system': platform.platform(),
-        'device': str(device),
-        'hardware': name,
-        'cpus': os.cpu_count(),
-        'threads': torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    path = Path('/proc/cpuinfo')
-    lines = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
-    names = [line.partition(':')[2].strip() for line in lines.splitlines() if 'model name' in line]
-    return names[0] if names else platform.processor() or platform.machine()
