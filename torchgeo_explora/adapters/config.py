@@ -34,7 +34,7 @@ class ExPLoRAConfig:
         train_all: Train every weight of the encoder: the full pre-training the paper compares
             with. Excludes LoRA, so ``rank`` must be 0. Encodings of groups of bands, which are
             fixed in SatMAE, stay as they are.
-        train_channel_embed: Whether the encodings of groups of bands train (spec section K: the
+        train_channel_embed: Whether the encodings of groups of bands train (the
             paper trains them, SatMAE's code does not).
 
     Raises:

@@ -1,7 +1,7 @@
 """Fold low-rank updates into the weights they belong to.
 
 Merging is an explicit call. The official layer merges itself on ``eval()``, which corrupts a
-teacher that is still being averaged (spec section B.1).
+teacher that is still being averaged.
 """
 
 import copy

@@ -150,7 +150,7 @@ class LoRALinear(nn.Module):
         if self.bias is not None:
             self.bias.requires_grad_(False)
         a = self.weight.new_empty(len(self.segments) * rank, self.in_features)
-        # Kaiming-uniform with a = sqrt(5), PyTorch's default for linear layers (spec section B)
+        # Kaiming-uniform with a = sqrt(5), PyTorch's default for linear layers
         bound = 1 / math.sqrt(self.in_features)
         self.lora_A = nn.Parameter(a.uniform_(-bound, bound, generator=generator))
         for part in self.segments:

@@ -189,7 +189,7 @@ def find_root(tensors: Iterable[str], source: str = 'The state dict') -> str:
     """Find the prefix under which a checkpoint keeps the encoder to use.
 
     A teacher is preferred to what is neither teacher nor student, and that to a student:
-    published and evaluated weights are the teacher's (spec of ExPLoRA, EMA teacher).
+    published and evaluated weights are the teacher's.
 
     Args:
         tensors: Dotted names of a checkpoint's tensors.

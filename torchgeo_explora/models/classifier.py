@@ -18,7 +18,7 @@ from torchgeo_explora.layers.tokens import embed_tokens, patch_tokens, run_block
 Pooling = Literal['avg', 'token']
 POOLINGS: tuple[Pooling, ...] = ('avg', 'token')
 HEAD_STD = 2e-5
-"""Spread of the head's initial weights (spec section F.1): all classes start equally likely."""
+"""Spread of the head's initial weights: all classes start equally likely."""
 
 
 @final

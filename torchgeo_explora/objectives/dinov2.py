@@ -1,4 +1,4 @@
-"""The DINOv2 objective on a shared-weight student and teacher (spec section C).
+"""The DINOv2 objective on a shared-weight student and teacher.
 
 The teacher sees only the global crops and is evaluated only at class tokens and masked
 patches; the student's heads run once on the same tokens. Sinkhorn-Knopp and KoLeo act on the
@@ -318,7 +318,7 @@ class DINOv2Objective(nn.Module):
         """Return each class token's row of targets and its weight.
 
         A global crop is compared with the other one, a local crop with both: their sum. The
-        weights' divisor is the number of crop pairs (spec C.4).
+        weights' divisor is the number of crop pairs.
         """
         local_crops = count // images - 2
         index = torch.arange(count, device=table.device)

@@ -1,7 +1,7 @@
 """A teacher that is the exponential moving average of the student and shares all it can.
 
 Design decision 2: every frozen tensor is one tensor in both networks; only what trains has a
-copy of its own, and A and B of a low-rank update are averaged separately (spec section B.1).
+copy of its own, and A and B of a low-rank update are averaged separately.
 """
 
 import copy

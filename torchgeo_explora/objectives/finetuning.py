@@ -31,7 +31,7 @@ _AFTER = ('norm.', 'fc_norm.', 'head.')
 class FineTuningConfig:
     """What of a backbone trains, and how it is regularised.
 
-    The defaults are the paper's (spec section F.1).
+    The defaults are the paper's.
 
     Args:
         method: ``lora`` for low-rank updates, ``full`` for every weight, ``frozen`` for none.

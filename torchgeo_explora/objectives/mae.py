@@ -1,7 +1,7 @@
 """The masked-autoencoder objective, for plain, group-channel and temporal encoders.
 
-He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners"; Cong et al. 2022, "SatMAE"
-(spec sections D and E). Only visible patches are embedded and encoded, only masked tokens are
+He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners"; Cong et al. 2022, "SatMAE".
+Only visible patches are embedded and encoded, only masked tokens are
 predicted. Nothing here changes in ``forward``.
 """
 

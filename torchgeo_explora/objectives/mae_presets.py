@@ -19,7 +19,7 @@ PARTS = ('adapter', 'decoder', 'objective', 'views', 'optimization')
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Size of the decoder and what of it trains (spec sections A.2, A.3 and D).
+    """Size of the decoder and what of it trains.
 
     Args:
         decoder_width: Width.
@@ -62,7 +62,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """How images become what the encoder sees (spec section D).
+    """How images become what the encoder sees.
 
     Args:
         image_size: Side of the images in pixels.
@@ -90,7 +90,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class MAEOptimizationConfig:
-    """How long and how fast (spec section D).
+    """How long and how fast.
 
     Args:
         steps: Micro-batches of the whole run; ``None`` for as many as the trainer will do.

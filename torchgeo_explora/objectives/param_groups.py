@@ -27,7 +27,7 @@ def parameter_groups(
 
     Returns:
         Groups with ``params``, ``part`` (the learning-rate curve) and ``decay``; no decay for
-        biases, norms, scales and tokens (spec section C.2). Empty groups are left out.
+        biases, norms, scales and tokens. Empty groups are left out.
     """
     groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
     for part, decay, parameter in _assign(objective, tuple(f'{name}.' for name in unfrozen)):

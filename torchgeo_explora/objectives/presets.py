@@ -21,7 +21,7 @@ from torchgeo_explora.objectives.schedules import (
 
 @dataclass(frozen=True)
 class CropConfig:
-    """Sizes of the crops and strength of their augmentation (spec section C.6).
+    """Sizes of the crops and strength of their augmentation.
 
     Args:
         global_size: Side of the two global crops, in pixels.
@@ -32,9 +32,9 @@ class CropConfig:
         color_jitter: Strengths for brightness, contrast, saturation and hue.
         grayscale_p: Probability of a grey crop.
         blur_p: Probabilities of blurring the first, the second global and the local crops;
-            the default is what DINOv2 really trains with (spec C.6), not what it documents.
+            the default is what DINOv2 really trains with, not what it documents.
         solarize_p: Probabilities of solarising the first, the second global and local crops.
-        mask_probability: Share of the global crops with masked patches (spec C.5).
+        mask_probability: Share of the global crops with masked patches.
         mask_ratio: Range of the share of masked patches in those.
     """
 
@@ -53,7 +53,7 @@ class CropConfig:
 
 @dataclass(frozen=True)
 class OptimizationConfig:
-    """How long, how fast and how the teacher follows (spec sections C.1 and C.2).
+    """How long, how fast and how the teacher follows.
 
     Args:
         steps: Micro-batches of the whole run; ``None`` for as many as the trainer will do.

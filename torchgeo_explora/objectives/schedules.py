@@ -1,4 +1,4 @@
-"""Per-step schedules, as pure functions of the micro-batch index (spec sections C.2 and D)."""
+"""Per-step schedules, as pure functions of the micro-batch index."""
 
 import math
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def linear_warmup(start: float, end: float, warmup: int) -> WarmupCosine:
 
 
 def scaled_learning_rate(base: float, effective_batch: int) -> float:
-    """Scale a learning rate given for 1,024 images by the square root (spec section C.1).
+    """Scale a learning rate given for 1,024 images by the square root.
 
     Args:
         base: Rate for an effective batch of 1,024.
@@ -64,7 +64,7 @@ class HalfCosine:
     """A linear ramp from zero, then half a cosine: the per-iteration schedule of MAE.
 
     Unlike :class:`WarmupCosine` the ramp ends where the cosine begins, so that no value is held
-    twice (He et al. 2022, appendix A.1; spec section D).
+    twice (He et al. 2022, appendix A.1).
 
     Args:
         peak: Value at the end of the ramp.
@@ -89,7 +89,7 @@ class HalfCosine:
 
 
 def linearly_scaled_learning_rate(base: float, effective_batch: int) -> float:
-    """Scale a learning rate given for 256 images by the batch, as MAE does (spec section D).
+    """Scale a learning rate given for 256 images by the batch, as MAE does.
 
     Args:
         base: Rate for an effective batch of 256.
