@@ -137,6 +137,8 @@ class Tally:
         windows: Windows that the model saw.
         empty: Windows without a wanted pixel, which it did not.
         failed: Why rasters failed, by number.
+        workers: Workers of a cluster that are at it; 0 without a cluster.
+        deaths: Workers that died, and whose blocks others computed.
         started: Time, of the monotonic clock.
     """
 
@@ -145,6 +147,8 @@ class Tally:
     windows: int = 0
     empty: int = 0
     failed: dict[int, str] = field(default_factory=dict)
+    workers: int = 0
+    deaths: int = 0
     started: float = field(default_factory=time.monotonic)
 
     @property

@@ -23,6 +23,7 @@ from torchgeo_explora.inference.pipeline import Runner, Tally, softmax
 from torchgeo_explora.inference.polygons import PolygonSettings
 from torchgeo_explora.inference.product import Product, Reading
 from torchgeo_explora.inference.raster import SETTINGS, RasterInfo
+from torchgeo_explora.inference.ray_engine import RayCluster
 from torchgeo_explora.inference.run import RasterRun, Shard, Summary, check_model, silent
 from torchgeo_explora.inference.sources import find_rasters
 from torchgeo_explora.inference.style import class_colors
@@ -131,6 +132,7 @@ def predict_rasters(
     to_planes: Callable[[Tensor], Tensor] | None = None,
     reference: FeatureReference | None = None,
     progress: Callable[[Tally], None] | None = None,
+    cluster: RayCluster | None = None,
 ) -> Summary:
     """Predict rasters and write maps of classes, in the rasters' own grids.
 
@@ -154,6 +156,7 @@ def predict_rasters(
             None for softmax.
         reference: Features of the images that the model was fitted on, for the distance.
         progress: Told of the state now and then.
+        cluster: Workers of Ray that compute; they choose their device. None for this process.
 
     Returns:
         What became of the rasters.
@@ -167,16 +170,17 @@ def predict_rasters(
         run = RasterRun(Path(out).expanduser(), product, shard)
         found = find_rasters(sources, run.out)
         run.plan(found)
-        dtype, place = getattr(torch, how.precision), torch.device(device)
+        place = torch.device(device if cluster is None else 'cpu')
         chosen = softmax if to_planes is None else to_planes
         if product.reference is not None:
             model, chosen = WithDistance(model, product.reference), DistanceBehind(chosen)
         ready = model.to(place).eval()
+        dtype = getattr(torch, how.precision)
         runner = Runner(ready, place, dtype, product.planes, product.tiling.size, chosen)
         check_model(runner, len(spec.bands))
         run.begin(found, resume or shard is not None, place)
         with run.folder.recorded():
-            run.compute(runner, threads, silent if progress is None else progress)
+            run.compute(runner, threads, silent if progress is None else progress, cluster)
             return run.conclude()
 
 

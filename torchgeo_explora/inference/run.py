@@ -19,6 +19,8 @@ from torchgeo_explora.inference.jobs import Group, Job, Unit, group_units
 from torchgeo_explora.inference.pipeline import Pipeline, Runner, Tally
 from torchgeo_explora.inference.product import Product
 from torchgeo_explora.inference.raster import read_info
+from torchgeo_explora.inference.ray_engine import RayCluster, RayRun
+from torchgeo_explora.inference.ray_worker import Share
 from torchgeo_explora.inference.sources import Source
 from torchgeo_explora.inference.windows import Extent
 from torchgeo_explora.inference.work import WorkFolder
@@ -200,13 +202,20 @@ class RasterRun:
     def _is_final(self, job: Job) -> bool:
         return all(path.is_file() for path in self.product.paths(self.out, job))
 
-    def compute(self, runner: Runner, threads: int, progress: Callable[[Tally], None]) -> None:
+    def compute(
+        self,
+        runner: Runner,
+        threads: int,
+        progress: Callable[[Tally], None],
+        cluster: RayCluster | None = None,
+    ) -> None:
         """Compute what is left.
 
         Args:
             runner: Runs the model.
             threads: Threads that read.
             progress: Told of the state now and then.
+            cluster: Workers that compute it; None for this process.
 
         Raises:
             ExploraError: If the model does not fit, or nothing can be written.
@@ -224,22 +233,64 @@ class RasterRun:
             return (unit.job.number, unit.number) not in done
 
         groups = [group for group in self._share() if any(map(kept, group))]
-        tally = Tally(sum(unit.block.area for group in groups for unit in group))
-        self.summary.tally = tally
-        self._assemble_now([job for job in self.jobs if job.number not in final])
+        self.summary.tally = Tally(sum(unit.block.area for group in groups for unit in group))
+        left = [job for job in self.jobs if job.number not in final]
+        if cluster is None:
+            self._assemble_now(left)
+            self._compute_here(runner, threads, progress, kept, groups)
+        else:
+            self._compute_there(runner, threads, progress, cluster, groups)
+        if self.product.joint:
+            self.assemble(left)
+
+    def _compute_here(
+        self,
+        runner: Runner,
+        threads: int,
+        progress: Callable[[Tally], None],
+        kept: Callable[[Unit], bool],
+        groups: Sequence[Group],
+    ) -> None:
         Pipeline(
             runner,
             self.folder,
             self.product.tiling.batch,
             threads,
-            tally,
+            self.summary.tally,
             kept,
             progress,
             lambda unit: self._assemble_now([unit.job]),
             self.product.render,
         ).run(groups)
-        if self.product.joint:
-            self.assemble([job for job in self.jobs if job.number not in final])
+
+    def _compute_there(
+        self,
+        runner: Runner,
+        threads: int,
+        progress: Callable[[Tally], None],
+        cluster: RayCluster,
+        groups: Sequence[Group],
+    ) -> None:
+        if self.shard is not None:
+            raise ConfigError(
+                'Workers of Ray share all of the work: leave --shard out, or --engine ray.'
+            )
+        jobs = {job.number: job for job in self.jobs}
+        share = Share(
+            self.folder, self.product, jobs, runner, cluster.device, threads, cluster.cores
+        )
+        complete = [
+            number
+            for number, job in jobs.items()
+            if not (self.product.joint or self._is_final(job)) and self.folder.is_complete(job)
+        ]
+
+        def written(number: int, files: list[str]) -> None:
+            self.summary.written[jobs[number].info.path] = files
+            self.folder.drop(jobs[number])
+
+        tally, joint = self.summary.tally, self.product.joint
+        RayRun(cluster, share, tally, progress, written, joint).run(groups, complete)
 
     def _share(self) -> list[Group]:
         groups = group_units(self.jobs, self.product.tiling.batch)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -167,6 +168,11 @@ class WorkFolder:
         return np.memmap(path, dtype=layer.dtype, mode='r', shape=shape)
 
 
+def process_name() -> str:
+    """Name of this process, unlike that of any other on the machines that share a folder."""
+    return f'{platform.node()}-{os.getpid()}'
+
+
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     plain = json.loads(json.dumps(now))
     return [key for key in sorted(plain) if before.get(key) != plain[key]]
@@ -201,7 +207,7 @@ class UnitWriter:
     def __init__(self, folder: WorkFolder, unit: Unit) -> None:
         self.folder, self.unit = folder, unit
         final = folder.unit_folder(unit)
-        self.temporary = final.with_name(f'{final.name}.{os.getpid()}.part')
+        self.temporary = final.with_name(f'{final.name}.{process_name()}.part')
         self._files: dict[str, list[BufferedWriter]] = {}
         self._stack = ExitStack()
         try:
