@@ -3,7 +3,7 @@
 import argparse
 
 from torchgeo_explora.errors import ConfigError
-from torchgeo_explora.inference import RayCluster
+from torchgeo_explora.inference.ray_engine import RayCluster
 
 _OF_WORKERS = ('ray_address', 'workers', 'worker_cores', 'worker_gpus')
 

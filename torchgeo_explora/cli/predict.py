@@ -7,6 +7,7 @@ from torch import nn
 
 from torchgeo_explora.cli.choices import choose_device, choose_precision, parse_bands
 from torchgeo_explora.cli.console import NAMED, complain, duration, percent, say
+from torchgeo_explora.cli.engine import choose_cluster, counted, describe_cluster
 from torchgeo_explora.cli.meter import Meter
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.inference import (
@@ -37,14 +38,16 @@ def run(args: argparse.Namespace) -> int:
         KeyboardInterrupt: With a sentence that says how to go on.
     """
     shard = None if args.shard is None else Shard(*args.shard)
-    device = choose_device(args.device)
+    cluster = choose_cluster(args)
+    # workers choose theirs: this machine may have no GPU
+    device = choose_device(args.device if cluster is None else 'cpu')
     settings = read_settings(args, choose_precision(args.precision, device))
     path = Path(args.model).expanduser()
     if not path.is_file():
         raise ConfigError(f'{path} is no file: give the model.safetensors that fine-tuning wrote.')
     model, spec = load_model(path)
     reference = find_reference(args.reference, path, model, settings)
-    introduce(path, spec, settings, str(device))
+    introduce(path, spec, settings, str(device) if cluster is None else describe_cluster(cluster))
     try:
         summary = predict_rasters(
             args.sources,
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             shard=shard,
             reference=reference,
             progress=RasterProgress(),
+            cluster=cluster,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -161,9 +165,10 @@ class RasterProgress:
         finished = tally.pixels == tally.total
         left = tally.remaining
         to_go = '' if left is None else f', {duration(left)} to go'
+        workers = '' if tally.workers == 0 else f' by {counted(tally.workers, "worker")}'
         self.meter.show(
             f'{tally.pixels / 1e6:.1f} of {tally.total / 1e6:.1f} Mpx '
-            f'({percent(tally.pixels / max(tally.total, 1))}), {tally.rate / 1e6:.2f} Mpx/s'
+            f'({percent(tally.pixels / max(tally.total, 1))}), {tally.rate / 1e6:.2f} Mpx/s{workers}'
             f'{f" in {duration(tally.seconds)}" if finished else to_go}',
             finished,
         )
@@ -204,6 +209,8 @@ def _count(summary: Summary, shard: Shard | None) -> None:
         parts.append(f'{len(summary.failed)} failed')
     if tally.empty:
         parts.append(f'{tally.empty:,} of {tally.windows + tally.empty:,} windows without data')
+    if tally.deaths:
+        parts.append(f'{counted(tally.deaths, "worker")} died, and others did their work')
     if shard is not None:
         parts.append(f'blocks of shard {shard.number}/{shard.count} are done')
         parts.append('when all shards are, the same command with --resume, without --shard, maps')

@@ -2,12 +2,15 @@
 
 import argparse
 
+from torchgeo_explora.cli.engine_arguments import add_engine_arguments
+
 EXAMPLES = """examples:
   torchgeo-explora predict scene.tif --model model.safetensors --out maps/
   torchgeo-explora predict scenes/ --model model.safetensors --out maps/ --probabilities
   torchgeo-explora predict 'scenes/*.tif' --model m.safetensors --out maps/ --aoi area.gpkg
   torchgeo-explora predict scenes/ --model m.safetensors --out maps/ --resume   after a crash
   torchgeo-explora predict scenes/ --model m.safetensors --out maps/ --shard 2/4
+  torchgeo-explora predict scenes/ --model m.safetensors --out maps/ --engine ray
 
 Status 0: all rasters are done. 2: none could be. 4: some failed; they are named."""
 
@@ -34,21 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='auto takes bfloat16 where the hardware computes in it',
     )
     parser.add_argument(
-        '--threads', type=_positive, default=2, metavar='N', help='threads that read (2)'
+        '--threads', type=positive, default=2, metavar='N', help='threads that read (2)'
     )
     parser.add_argument('--resume', action='store_true', help='go on with the run in DIR')
     parser.add_argument(
         '--shard',
-        type=_shard,
+        type=shard,
         metavar='I/N',
         help='compute one of N shares of the work and write no map; when all shares are done, '
         '--resume without --shard writes the maps',
     )
+    add_engine_arguments(parser)
 
 
 def _windows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--window', type=_positive, metavar='PX', help="side of the windows (default: the model's)"
+        '--window', type=positive, metavar='PX', help="side of the windows (default: the model's)"
     )
     parser.add_argument(
         '--overlap',
@@ -58,23 +62,23 @@ def _windows(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--stride',
-        type=_positive,
+        type=positive,
         metavar='PX',
         help='side of the cells that get one class (default: the window; classification)',
     )
     parser.add_argument(
-        '--batch', type=_positive, default=16, metavar='N', help='windows of a batch (16)'
+        '--batch', type=positive, default=16, metavar='N', help='windows of a batch (16)'
     )
     parser.add_argument(
         '--max-memory',
-        type=_positive,
+        type=positive,
         default=256,
         metavar='MB',
         help='memory that the work may take beside the model (256)',
     )
     parser.add_argument(
         '--block',
-        type=_positive,
+        type=positive,
         default=8192,
         metavar='PX',
         help='longest side of what is computed in one go, and lost by a crash (8192)',
@@ -137,14 +141,16 @@ def _output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number of 1 or more."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f'{value} was given, 1 or more is allowed')
     return value
 
 
-def _shard(text: str) -> tuple[int, int]:
+def shard(text: str) -> tuple[int, int]:
+    """Read the number of a share of the work and how many there are."""
     number, sign, count = text.partition('/')
     if not (sign and number.isdecimal() and count.isdecimal()):
         raise argparse.ArgumentTypeError(f'{text!r} was given, I/N as in 2/4 is allowed')
