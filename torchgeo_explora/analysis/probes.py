@@ -16,8 +16,8 @@ from torchgeo_explora.objectives.probing import cosine_to_zero, sample_stream
 class TokenProbeConfig:
     """How the linear classifiers of single tokens are trained.
 
-    Softmax regression on inputs with zero mean and unit variance, by AdamW from zero weights; the
-    rate follows a cosine to 0. Nothing is drawn but the order of the tokens.
+    Softmax regression by AdamW from zero weights; the rate follows a cosine to 0. Nothing is drawn
+    but the order of the tokens.
 
     Args:
         steps: Optimizer steps.
@@ -25,6 +25,8 @@ class TokenProbeConfig:
         learning_rate: Of the first step.
         weight_decay: AdamW's, not on biases.
         seed: Draws the order of the tokens.
+        standardize: Whether inputs get zero mean and unit variance. Without it the rate of learning
+            depends on the scale of the features, which grows from block to block.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -35,6 +37,7 @@ class TokenProbeConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     seed: int = 0
+    standardize: bool = True
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0 or self.weight_decay < 0:
@@ -93,8 +96,7 @@ def token_probe(
             'more images, so that some can be held out.'
         )
     settings = TokenProbeConfig() if config is None else config
-    mean, std = train.mean(dim=0), train.std(dim=0, correction=0)
-    scale = torch.where(std > 0, std, 1).reciprocal()
+    mean, scale = _standard(train, settings.standardize)
     weight, bias = _fit((train - mean) * scale, labels, classes, settings)
     weight, bias = weight * scale, bias - (weight * scale) @ mean  # on tokens as they are
 
@@ -110,6 +112,16 @@ def token_probe(
         len(train),
         len(held_out),
     )
+
+
+def _standard(
+    x: Float[Tensor, 'n d'], wanted: bool
+) -> tuple[Float[Tensor, ' d'], Float[Tensor, ' d']]:
+    """What is subtracted from tokens, and what they are then multiplied with."""
+    if not wanted:
+        return torch.zeros_like(x[0]), torch.ones_like(x[0])
+    std = x.std(dim=0, correction=0)
+    return x.mean(dim=0), torch.where(std > 0, std, 1).reciprocal()
 
 
 def _fit(

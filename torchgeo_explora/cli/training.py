@@ -31,10 +31,11 @@ class ProgressLine:
 
     Args:
         what: What is being done.
+        unit: What is counted.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what, self.meter = what, Meter()
+    def __init__(self, what: str, unit: str = 'images') -> None:
+        self.what, self.unit, self.meter = what, unit, Meter()
         self.meter.last = time.monotonic()  # short work needs no line before its last
 
     def __call__(self, state: Progress) -> None:
@@ -42,8 +43,9 @@ class ProgressLine:
         finished = state.done == state.total
         rest = '' if state.remaining is None else f', {duration(state.remaining)} to go'
         tail = f' in {duration(state.seconds)}' if finished else rest
+        rate = f'{state.rate:.0f}' if state.rate >= 10 else f'{state.rate:.2g}'
         self.meter.show(
-            f'{self.what}: {state.done} of {state.total}, {state.rate:.0f} images/s{tail}', finished
+            f'{self.what}: {state.done} of {state.total}, {rate} {self.unit}/s{tail}', finished
         )
 
 
