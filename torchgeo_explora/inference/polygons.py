@@ -87,7 +87,7 @@ def write_polygons(
         geometry=outlines[kept],
         crs=crs,
     )
-    with _dated(modified):
+    with dated(modified):
         pyogrio.write_dataframe(frame, path, layer=layer, driver='GPKG', geometry_type='Polygon')
 
 
@@ -163,8 +163,12 @@ def measure(outlines: NDArray[np.object_], crs: str | None) -> NDArray[np.float6
 
 
 @contextmanager
-def _dated(modified: float | None) -> Iterator[None]:
-    """Have GDAL state a given time, so that the same work gives the same bytes."""
+def dated(modified: float | None) -> Iterator[None]:
+    """Have GDAL state a given time, so that the same work gives the same bytes.
+
+    Args:
+        modified: Seconds since 1970; None for the present.
+    """
     name = 'OGR_CURRENT_DATE'
     before = pyogrio.get_gdal_config_option(name)
     if modified is not None:

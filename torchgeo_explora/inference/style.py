@@ -58,6 +58,38 @@ def write_qml(path: Path, classes: Sequence[str], colors: Sequence[Color]) -> No
     _write(path, root, "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n")
 
 
+# Five colours of matplotlib's viridis, dark to bright: told apart by people who see few colours
+_RAMP = ('#440154', '#3b528b', '#21918c', '#5ec962', '#fde725')
+
+
+def write_heat_qml(path: Path, low: float, high: float) -> None:
+    """Write a QGIS style: a ramp of colours between two values.
+
+    Args:
+        path: ``<name of the raster>.qml``, which QGIS opens with it.
+        low: Value of the darkest colour.
+        high: Value of the brightest.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    root = XML.Element('qgis', version='3.22', styleCategories='Symbology')
+    pipe = XML.SubElement(root, 'pipe')
+    renderer = XML.SubElement(
+        pipe, 'rasterrenderer', type='singlebandpseudocolor', band='1', opacity='1',
+        alphaBand='-1', classificationMin=f'{low:.6g}', classificationMax=f'{high:.6g}',
+    )  # fmt: skip
+    shader = XML.SubElement(renderer, 'rastershader')
+    ramp = XML.SubElement(
+        shader, 'colorrampshader', colorRampType='INTERPOLATED', classificationMode='1', clip='0',
+        minimumValue=f'{low:.6g}', maximumValue=f'{high:.6g}',
+    )  # fmt: skip
+    for index, color in enumerate(_RAMP):
+        value = f'{low + (high - low) * index / (len(_RAMP) - 1):.6g}'
+        XML.SubElement(ramp, 'item', value=value, label=value, color=color, alpha='255')
+    _write(path, root, "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n")
+
+
 def write_names(path: Path, classes: Sequence[str]) -> None:
     """Write class names where GDAL looks for them.
 
