@@ -21,7 +21,7 @@ FLOORS = {
     'adapters': 2, 'datamodules': 2,
     'models': 3,
     'objectives': 4,
-    'analysis': 5, 'inference': 5, 'tasks': 5,
+    'analysis': 5, 'export': 5, 'inference': 5, 'tasks': 5,
     'cli': 6,
     '__main__': 7,
 }  # fmt: skip

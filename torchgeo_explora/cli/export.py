@@ -1,4 +1,4 @@
-"""``export``: merged weights, delta and PEFT files from one another, where that is possible."""
+"""``export``: merged weights, delta and PEFT files from one another, and models for others."""
 
 import argparse
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from torchgeo_explora.adapters import (
 )
 from torchgeo_explora.adapters.state import FORMAT as ADAPTER_FORMAT
 from torchgeo_explora.cli.console import say
+from torchgeo_explora.cli.export_arguments import PORTABLE
 from torchgeo_explora.cli.run_folder import RunFolder
 from torchgeo_explora.cli.settings import weights_argument
 from torchgeo_explora.errors import ConfigError, OutputError, WeightsError
@@ -79,9 +80,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ExploraError: If the conversion is not possible.
     """
-    out, path = Path(args.out).expanduser(), find_source(Path(args.source).expanduser(), args.to)
+    out, given = Path(args.out).expanduser(), Path(args.source).expanduser()
     if out.exists():
         raise OutputError(f'{out} is there already: give a new name as --out.')
+    if args.to in PORTABLE:
+        # imported late: it builds on this module, and on what only some exports need
+        from torchgeo_explora.cli import export_portable
+
+        return export_portable.write(args, given, out)
+    path = find_source(given, args.to)
     if args.image_size is not None and args.to != 'merged':
         raise ConfigError(
             f'--image-size was given with --to {args.to}: only merged weights hold position '

@@ -5,7 +5,7 @@ import sys
 from typing import NoReturn
 
 from torchgeo_explora import __version__
-from torchgeo_explora.cli import predict_arguments
+from torchgeo_explora.cli import export_arguments, predict_arguments
 from torchgeo_explora.cli.console import PROGRAM, complain
 
 MODEL = 'vit_small_patch14_dinov2'
@@ -38,11 +38,7 @@ tell, by probes before and after, whether the adaptation helped.""",
   torchgeo-explora info run1                       what a run did and whether it helped
   torchgeo-explora info model.safetensors          what a weights file or fitted model is
   torchgeo-explora info lightning_logs/version_0/peft   what a PEFT adapter with head is""",
-    'export': """examples:
-  torchgeo-explora export run1 --to merged --image-size 224 --out vits14_224.safetensors
-  torchgeo-explora export run1/checkpoints/last.ckpt --to delta --out adapter.safetensors
-  torchgeo-explora export adapter.safetensors --to merged --weights base.safetensors --out m.safetensors
-  torchgeo-explora export run1 --to peft --out peft_adapter""",
+    'export': export_arguments.EXAMPLES,
     'estimate': """examples:
   torchgeo-explora estimate photos/ --model vit_base_patch14_dinov2
   torchgeo-explora estimate --images 100000 --preset paper --device cuda""",
@@ -217,23 +213,6 @@ def _info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
-def _export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('source', help='folder of a run, a checkpoint, merged weights or a delta')
-    parser.add_argument('--to', required=True, choices=('merged', 'delta', 'peft'))
-    parser.add_argument('--out', required=True, metavar='PATH', help='file (peft: folder) to write')
-    parser.add_argument(
-        '--model', metavar='NAME', help='timm name, where the file does not tell it'
-    )
-    parser.add_argument('--weights', metavar='FILE', help='base weights that a delta belongs to')
-    parser.add_argument(
-        '--image-size',
-        type=_positive,
-        metavar='PX',
-        help='store position embeddings for images of this side, so that stock timm, built with '
-        'it, gives the same features',
-    )
-
-
 def _estimate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('folder', nargs='?', help='folder or .zip file of images')
     parser.add_argument('--images', type=_positive, metavar='N', help='number of images instead')
@@ -277,7 +256,10 @@ _COMMANDS = {
     ),
     'probe': ('score weights on labelled images: nearest neighbours and linear probe', _probe),
     'info': ('say what weights, a fitted model, an adapter or a run are', _info),
-    'export': ('convert between merged weights, delta and PEFT files', _export),
+    'export': (
+        'write a model for other programs, or convert weights, delta and PEFT files',
+        export_arguments.add_arguments,
+    ),
     'estimate': ('say what a run would take on this machine, from a timed step', _estimate),
     'replay': ('run the whole method in minutes on synthetic scenes, or on your images', _replay),
 }
