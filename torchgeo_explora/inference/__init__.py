@@ -4,20 +4,25 @@ The pipeline reads in threads, fills batches across windows and files, averages 
 with whole-number weights, and writes cloud-optimised GeoTIFFs in the grids of the rasters.
 """
 
+from torchgeo_explora.inference.embed import EmbedSettings, embed_rasters
 from torchgeo_explora.inference.fit import Fit, fit_raster
 from torchgeo_explora.inference.pipeline import Tally
 from torchgeo_explora.inference.predict import PredictSettings, predict_rasters
 from torchgeo_explora.inference.raster import Georeference, RasterInfo, read_info
+from torchgeo_explora.inference.ray_engine import RayCluster
 from torchgeo_explora.inference.run import Shard, Summary
 
 __all__ = [
+    'EmbedSettings',
     'Fit',
     'Georeference',
     'PredictSettings',
     'RasterInfo',
+    'RayCluster',
     'Shard',
     'Summary',
     'Tally',
+    'embed_rasters',
     'fit_raster',
     'predict_rasters',
     'read_info',

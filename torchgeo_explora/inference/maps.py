@@ -79,7 +79,7 @@ def write_maps(folder: WorkFolder, job: Job, legend: Legend) -> list[Path]:
     written: list[Path] = []
     for layer in sorted(folder.layers, key=lambda layer: layer.kind == 'pred'):
         path = paths[layer.kind]
-        with _refusing(path):
+        with refusing(path):
             cog = _build(folder, job, layer, legend)
             path.parent.mkdir(parents=True, exist_ok=True)
             if layer.kind == 'pred':
@@ -115,7 +115,15 @@ def _build(folder: WorkFolder, job: Job, layer: Layer, legend: Legend) -> Path:
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into an error that says so.
+
+    Args:
+        path: The file that is written.
+
+    Raises:
+        OutputError: If something does.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
@@ -158,14 +166,19 @@ def _write_scratch(folder: WorkFolder, job: Job, layer: Layer, legend: Legend, p
         interleave='band',
         BIGTIFF='YES',
         SPARSE_OK=True,
-        **_place_arguments(job.info.place),
+        **place_arguments(job.info.place),
     ) as target:
         _describe(target, job, layer, legend)
         for band in range(len(layer.bands)):
             _copy_band(folder, job, layer, band, target)
 
 
-def _place_arguments(place: Georeference) -> dict[str, Any]:
+def place_arguments(place: Georeference) -> dict[str, Any]:
+    """Return the place of a raster as rasterio takes it when a file is created.
+
+    Args:
+        place: Where it lies.
+    """
     if place.gcps:
         return {'gcps': list(place.gcps), 'crs': place.gcps_crs}
     if place.transform.is_identity:

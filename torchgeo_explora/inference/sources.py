@@ -11,7 +11,7 @@ from torchgeo_explora.errors import ConfigError
 EXTENSIONS = ('.tif', '.tiff', '.vrt', '.jp2', '.img')
 """Files that are taken from folders; a file that is named may have any."""
 
-_RESULTS = ('_pred', '_probabilities', '_uncertainty')
+_RESULTS = ('_pred', '_probabilities', '_uncertainty', '_embedding', '_rgb')
 _REMOTE = ('://', '/vsi')
 
 
