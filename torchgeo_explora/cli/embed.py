@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             shard=shard,
             progress=RasterProgress(),
             cluster=cluster,
+            asset=args.asset,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

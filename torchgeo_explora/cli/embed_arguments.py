@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'sources',
         nargs='+',
         metavar='SOURCE',
-        help='rasters, folders of them, globs, .txt lists, URLs',
+        help='rasters, folders of them, globs, .txt lists, .zip archives, STAC files, URLs',
+    )
+    parser.add_argument(
+        '--asset', metavar='KEY', help='asset to take of STAC items (default: the only raster)'
     )
     parser.add_argument(
         '--weights',

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             reference=reference,
             progress=RasterProgress(),
             cluster=cluster,
+            asset=args.asset,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

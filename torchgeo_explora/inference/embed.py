@@ -159,6 +159,7 @@ def embed_rasters(
     shard: Shard | None = None,
     progress: Callable[[Tally], None] | None = None,
     cluster: RayCluster | None = None,
+    asset: str | None = None,
 ) -> Summary:
     """Embed rasters.
 
@@ -168,7 +169,7 @@ def embed_rasters(
     those of all rasters of the call together; their basis is kept in ``pca.safetensors``.
 
     Args:
-        sources: Files, folders, globs, lists in text files, URLs.
+        sources: Files, folders, globs, lists in text files, zip archives, STAC files, URLs.
         backbone: The model; it is moved to the device and put into evaluation mode.
         spec: What it expects of an image.
         out: Folder of the results.
@@ -180,6 +181,7 @@ def embed_rasters(
         shard: Compute this share of the blocks and write no result.
         progress: Told of the state now and then.
         cluster: Workers of Ray that compute; they choose their device. None for this process.
+        asset: Key of the asset that is taken of STAC items; None for the only one there is.
 
     Returns:
         What became of the rasters. One that cannot be read or does not fit is named, and the others
@@ -193,7 +195,7 @@ def embed_rasters(
         place = torch.device(device if cluster is None else 'cpu')
         embedder, product = make_product(backbone, spec, how, name)
         run = RasterRun(Path(out).expanduser(), product, shard)
-        found = find_rasters(sources, run.out)
+        found = find_rasters(sources, run.out, asset)
         run.plan(found)
         runner = Runner(
             embedder.to(place).eval(), place, getattr(torch, how.precision), embedder.dim,

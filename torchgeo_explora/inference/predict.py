@@ -133,6 +133,7 @@ def predict_rasters(
     reference: FeatureReference | None = None,
     progress: Callable[[Tally], None] | None = None,
     cluster: RayCluster | None = None,
+    asset: str | None = None,
 ) -> Summary:
     """Predict rasters and write maps of classes, in the rasters' own grids.
 
@@ -141,7 +142,7 @@ def predict_rasters(
     names only when they are complete.
 
     Args:
-        sources: Files, folders, globs, lists in text files, URLs.
+        sources: Files, folders, globs, lists in text files, zip archives, STAC files, URLs.
         model: Takes images in [0, 1], gives logits; what ``load_model`` returned. It is moved to
             the device and put into evaluation mode.
         spec: Describes it.
@@ -157,6 +158,7 @@ def predict_rasters(
         reference: Features of the images that the model was fitted on, for the distance.
         progress: Told of the state now and then.
         cluster: Workers of Ray that compute; they choose their device. None for this process.
+        asset: Key of the asset that is taken of STAC items; None for the only one there is.
 
     Returns:
         What became of the rasters.
@@ -168,7 +170,7 @@ def predict_rasters(
         how = PredictSettings() if settings is None else settings
         product = Maps(spec, how, reference)
         run = RasterRun(Path(out).expanduser(), product, shard)
-        found = find_rasters(sources, run.out)
+        found = find_rasters(sources, run.out, asset)
         run.plan(found)
         place = torch.device(device if cluster is None else 'cpu')
         chosen = softmax if to_planes is None else to_planes

@@ -12,7 +12,7 @@ import torch
 
 from torchgeo_explora import __version__
 from torchgeo_explora._files import replacing
-from torchgeo_explora.errors import ConfigError, ExploraError
+from torchgeo_explora.errors import ConfigError, ExploraError, ImageError
 from torchgeo_explora.inference.area import AreaOfInterest
 from torchgeo_explora.inference.fit import fit_raster
 from torchgeo_explora.inference.jobs import Group, Job, Unit, group_units
@@ -176,6 +176,8 @@ class RasterRun:
 
     def _job(self, number: int, source: Source, aoi: AreaOfInterest | None) -> Job:
         product, reading = self.product, self.product.reading
+        if source.reason is not None:
+            raise ImageError(source.reason)
         info = read_info(source.path)
         product.check(info)
         fit = fit_raster(info, product.spec, reading.bands, reading.scale, reading.force)
