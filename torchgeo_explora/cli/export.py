@@ -83,6 +83,12 @@ def run(args: argparse.Namespace) -> int:
     out, given = Path(args.out).expanduser(), Path(args.source).expanduser()
     if out.exists():
         raise OutputError(f'{out} is there already: give a new name as --out.')
+    if args.card:
+        from torchgeo_explora.cli import card  # imported late: it needs what only cards need
+
+        return card.write(args, given, out)
+    if args.to is None:
+        raise ConfigError('Neither --to nor --card was given: say what to make of the model.')
     if args.to in PORTABLE:
         # imported late: it builds on this module, and on what only some exports need
         from torchgeo_explora.cli import export_portable

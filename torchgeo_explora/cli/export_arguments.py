@@ -2,6 +2,8 @@
 
 import argparse
 
+from torchgeo_explora.cli import card_arguments
+
 EXAMPLES = """examples:
   torchgeo-explora export run1 --to merged --image-size 224 --out vits14_224.safetensors
   torchgeo-explora export run1/checkpoints/last.ckpt --to delta --out adapter.safetensors
@@ -9,7 +11,8 @@ EXAMPLES = """examples:
   torchgeo-explora export run1 --to peft --out peft_adapter
   torchgeo-explora export model.safetensors --to onnx --chip scene.tif --out model.onnx
   torchgeo-explora export model.safetensors --to pt2 --out model.pt2
-  torchgeo-explora export model.safetensors --to stac --out shared_model"""
+  torchgeo-explora export model.safetensors --to stac --out shared_model
+  torchgeo-explora export run1 --card --license apache-2.0 --out hub_model"""
 
 PORTABLE = ('onnx', 'pt2', 'stac')
 """What other programs read."""
@@ -21,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'source',
         help='fitted model, folder of a run, checkpoint, merged weights, stock weights or a delta',
     )
-    parser.add_argument('--to', required=True, choices=('merged', 'delta', 'peft', *PORTABLE))
     parser.add_argument(
-        '--out', required=True, metavar='PATH', help='file (peft and stac: folder) to write'
+        '--to', choices=('merged', 'delta', 'peft', *PORTABLE), help='what to make of the model'
+    )
+    parser.add_argument(
+        '--out', required=True, metavar='PATH', help='file (peft, stac, --card: folder) to write'
     )
     parser.add_argument(
         '--model', metavar='NAME', help='timm name, where the file does not tell it'
@@ -38,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'the images the model was fitted on)',
     )
     _portable(parser)
+    card_arguments.add_arguments(parser)
 
 
 def _portable(parser: argparse.ArgumentParser) -> None:

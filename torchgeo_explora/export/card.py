@@ -58,6 +58,8 @@ class CardFacts:
         inputs: What it expects of an image.
         lineage: Where it comes from.
         method: How it was trained, in words.
+        assumed: Whether what it expects of an image is assumed of its architecture, since its file
+            does not tell.
         recipe: Numbers of the training, by name.
         data: What it was trained on, in sentences.
         scores: What was measured.
@@ -76,6 +78,7 @@ class CardFacts:
     inputs: InputSpec
     lineage: Lineage
     method: str
+    assumed: bool = False
     recipe: Mapping[str, object] = field(default_factory=dict)
     data: Sequence[str] = ()
     scores: Sequence[Score] = ()
@@ -97,7 +100,7 @@ def card_text(facts: CardFacts) -> str:
         f'# {facts.title}',
         _lead(facts),
         f'## Load it\n\n```python\n{loading_code(facts)}\n```',
-        f'## Images that it takes\n\n{_inputs(facts.inputs)}',
+        f'## Images that it takes\n\n{_inputs(facts.inputs, facts.assumed)}',
         *([f'## Classes\n\n{_classes(facts.classes)}'] if facts.classes else []),
         f'## Where it comes from\n\n{_origin(facts)}',
         f'## Scores\n\n{_scores(facts)}',
@@ -185,24 +188,29 @@ def _lead(facts: CardFacts) -> str:
     )
 
 
-def _inputs(inputs: InputSpec) -> str:
+def _inputs(inputs: InputSpec, assumed: bool) -> str:
     rows = []
     for index, band in enumerate(inputs.bands):
         low, high = ('', '') if inputs.scale is None else map(_number, inputs.scale[index])
         mean, std = _number(inputs.mean[index]), _number(inputs.std[index])
         rows.append([band, low, high, mean, std])
     header = ['band', 'value that becomes 0', 'value that becomes 1', 'mean', 'std']
-    table = _table(header, rows)
-    ground = (
-        'The size of a pixel on the ground is not known.'
-        if inputs.resolution is None
-        else f'Pixels of {inputs.resolution:g} on the ground (metres, or units of the CRS).'
-    )
-    raw = '' if inputs.scale is not None else ' How raw values become [0, 1] is not known.'
-    return (
-        f'{table}\n\nMean and standard deviation are of values in [0, 1].{raw} Trained on images '
-        f'of {inputs.image_size} x {inputs.image_size} pixels. {ground}'
-    )
+    sentences = ['Mean and standard deviation are of values in [0, 1].']
+    if inputs.scale is None:
+        sentences.append('How raw values become [0, 1] is not known.')
+    if assumed:
+        sentences.append(
+            'The file does not say what images it takes: these values are the usual ones of the '
+            'architecture. Check them.'
+        )
+    else:
+        sentences.append(f'Trained on images of {inputs.image_size} x {inputs.image_size} pixels.')
+    if inputs.resolution is None:
+        sentences.append('The size of a pixel on the ground is not known.')
+    else:
+        ground = f'{inputs.resolution:g} (metres, or units of the CRS)'
+        sentences.append(f'A pixel measures {ground} on the ground.')
+    return f'{_table(header, rows)}\n\n{" ".join(sentences)}'
 
 
 def _classes(classes: Sequence[str]) -> str:
