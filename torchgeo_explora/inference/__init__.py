@@ -11,18 +11,22 @@ from torchgeo_explora.inference.predict import PredictSettings, predict_rasters
 from torchgeo_explora.inference.raster import Georeference, RasterInfo, read_info
 from torchgeo_explora.inference.ray_engine import RayCluster
 from torchgeo_explora.inference.run import Shard, Summary
+from torchgeo_explora.inference.similar import Found, SimilarSettings, find_similar
 
 __all__ = [
     'EmbedSettings',
     'Fit',
+    'Found',
     'Georeference',
     'PredictSettings',
     'RasterInfo',
     'RayCluster',
     'Shard',
+    'SimilarSettings',
     'Summary',
     'Tally',
     'embed_rasters',
+    'find_similar',
     'fit_raster',
     'predict_rasters',
     'read_info',

@@ -106,9 +106,9 @@ class Ranking:
             rasters: Headers by number; rasters that are not placed on Earth have no places.
 
         Returns:
-            ``rank``, ``similarity``, ``raster`` (its number), ``row``, ``column`` and the square,
-            in the coordinate reference system of the rasters; in longitude and latitude where they
-            differ.
+            ``rank``, ``similarity``, ``raster`` (its number), ``row`` and ``column`` (of the patch
+            in the middle), ``longitude`` and ``latitude`` (of the middle), and the square, in the
+            coordinate reference system of the rasters; in EPSG:4326 where they differ.
         """
         placed = {number: info for number, info in rasters.items() if info.place.placed}
         systems = {number: info.place.crs.to_wkt() for number, info in placed.items()}  # type: ignore[union-attr]  # placed rasters have one
@@ -180,7 +180,11 @@ def _frame(
         'row': np.array([place.row for place in places], dtype=np.int64),
         'column': np.array([place.column for place in places], dtype=np.int64),
     }
-    return geopandas.GeoDataFrame(content, geometry=list(outlines), crs=crs)
+    frame = geopandas.GeoDataFrame(content, geometry=list(outlines), crs=crs)
+    if crs is not None:
+        middles = frame.geometry.centroid.to_crs('EPSG:4326')
+        frame['longitude'], frame['latitude'] = middles.x, middles.y
+    return frame
 
 
 def write_places(frame: geopandas.GeoDataFrame, path: Path, modified: float) -> None:

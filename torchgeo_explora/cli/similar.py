@@ -1,0 +1,165 @@
+"""``similar``: places like those that a user points at."""
+
+import argparse
+from pathlib import Path
+
+from torchgeo_explora.cli.backbones import open_backbone
+from torchgeo_explora.cli.choices import choose_device, choose_precision, parse_bands
+from torchgeo_explora.cli.console import NAMED, complain, percent, say, table
+from torchgeo_explora.cli.meter import Meter
+from torchgeo_explora.cli.predict import NOTHING_DONE, SOME_FAILED, RasterProgress
+from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.inference import (
+    EmbedSettings,
+    Found,
+    SimilarSettings,
+    Summary,
+    embed_rasters,
+    find_similar,
+)
+from torchgeo_explora.inference.places import Places
+from torchgeo_explora.inference.similar import split_sources
+from torchgeo_explora.inference.sources import find_rasters
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Args:
+        args: From the parser.
+
+    Returns:
+        0 if all rasters are done, 2 if none could be, 4 if some failed.
+
+    Raises:
+        ExploraError: If nothing at all can be done.
+        KeyboardInterrupt: With a sentence that says how to go on.
+    """
+    settings = SimilarSettings(
+        tuple(args.like), tuple(args.unlike), args.top, args.side, args.dtype
+    )
+    Places((*settings.like, *settings.unlike))  # mistakes are found before anything is computed
+    try:
+        embeddings, failed = _embeddings(args)
+        if not embeddings:
+            return conclude(Found(failed=failed))
+        found = find_similar(
+            embeddings, args.out, settings, resume=args.resume, progress=SimilarProgress()
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            'stopped by the user; the same command with --resume goes on.'
+        ) from None
+    found.failed |= failed
+    return conclude(found)
+
+
+def _embeddings(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """Rasters of embeddings, made first where they are not there; and why others could not be."""
+    out = Path(args.out).expanduser()
+    ready, others = split_sources(find_rasters(args.sources, out, args.asset))
+    if args.weights is None:
+        if not ready:
+            raise ConfigError(
+                f'{", ".join(args.sources)} holds no embeddings: make them with `torchgeo-explora '
+                'embed`, or give --weights to have them made.'
+            )
+        if others:
+            named = ', '.join(others[:NAMED])
+            say(f'Left out {len(others)} rasters that hold no embeddings: {named}')
+        return ready, {}
+    if not others:
+        return ready, {}
+    given = out / 'embeddings' if args.embeddings is None else Path(args.embeddings).expanduser()
+    summary = _embed(args, others, given)
+    for path, reasons in summary.overridden.items():
+        for reason in reasons:
+            complain('warning', f'{path}: overridden by --force: {reason}')
+    done = bool(summary.written or summary.skipped)
+    return [*ready, *([str(given)] if done else [])], summary.failed
+
+
+def _embed(args: argparse.Namespace, sources: list[str], folder: Path) -> Summary:
+    device = choose_device(args.device)
+    path = Path(args.weights).expanduser()
+    if not path.is_file():
+        raise ConfigError(f'{path} is no file: give weights, for instance explora.safetensors.')
+    model = open_backbone(path.stem, path, args.model, args.base)
+    say(f'{path}: {model.arch}, {", ".join(model.inputs.bands)}; {model.inputs.source}')
+    precision = choose_precision(args.precision, device)
+    settings = EmbedSettings(
+        window=args.window,
+        overlap=args.overlap,
+        batch=args.batch,
+        bands=None if args.bands is None else tuple(parse_bands(args.bands)),
+        scale=None if args.scale is None else (args.scale[0], args.scale[1]),
+        force=args.force,
+        precision='bfloat16' if precision.startswith('bf16') else 'float32',
+    )
+    return embed_rasters(
+        sources,
+        model.model,
+        model.inputs,
+        folder,
+        settings,
+        name=model.arch,
+        device=device,
+        threads=args.threads,
+        resume=(folder / 'run.json').is_file(),  # embeddings that are there are used again
+        progress=RasterProgress(),
+        asset=args.asset,
+    )
+
+
+class SimilarProgress:
+    """Shows how many patches are through."""
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show a state if it is time to.
+
+        Args:
+            done: Patches that are through.
+            total: All of them.
+        """
+        share = percent(done / max(total, 1))
+        self.meter.show(f'{done:,} of {total:,} patches compared ({share})', done == total)
+
+
+def conclude(found: Found) -> int:
+    """Say what was found.
+
+    Args:
+        found: What was.
+
+    Returns:
+        The status of the command.
+    """
+    if found.written:
+        avoided = f', and unlike {found.avoided:,}' if found.avoided else ''
+        say(f'Compared with {found.chosen:,} patches at the places given{avoided}')
+    for written in found.written.values():
+        for path in written:
+            say(f'Wrote {path}')
+    if found.table is not None:
+        say(f'Wrote {found.table}')
+        _show(found)
+    for reason in found.failed.values():
+        complain('error', reason)
+    if not found.failed:
+        return 0
+    return SOME_FAILED if found.written else NOTHING_DONE
+
+
+def _show(found: Found) -> None:
+    best = found.places[:NAMED]
+    if not best:
+        say('No place apart from those given is left to list.')
+        return
+    rows = [['place', 'similarity', 'longitude', 'latitude']]
+    for place in best:
+        where = [f'{place[name]:.5f}' for name in ('longitude', 'latitude')]
+        rows.append([f'{place["rank"]}. {place["file"]}', f'{place["similarity"]:.3f}', *where])
+    say(table(rows))
