@@ -42,6 +42,11 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     return folder
 
 
+def _front_matter(text: str) -> Any:  # noqa: ANN401
+    """What the hub reads of a card."""
+    return ModelCard(text).data
+
+
 def _run_code(text: str, folder: Path) -> dict[str, Any]:
     """Run the Python of a card on the folder instead of on the hub."""
     code = re.findall(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)[0]
@@ -61,14 +66,14 @@ def test_an_adapted_backbone_is_loaded_by_timm_alone(finished: Path, tmp_path: P
     batch = torch.randn(2, 3, *shared.patch_embed.img_size, generator=torch.Generator())
     with torch.no_grad():
         assert torch.equal(shared(batch), model.eval()(batch))
-    card = ModelCard(text)
-    assert card.data.license == 'mit' and card.data.library_name == 'timm'
-    assert card.data.pipeline_tag == 'image-feature-extraction'
+    data = _front_matter(text)
+    assert data.license == 'mit' and data.library_name == 'timm'
+    assert data.pipeline_tag == 'image-feature-extraction'
     report = json.loads((finished / 'report.json').read_text())
     assert f'{report["images"]["adapted_to"]:,} images without labels' in text
     assert report['sentence'] in text
     assert f'{report["after"]["scores"]["linear"]:.4g}' in text
-    results = card.data.eval_results
+    results = data.eval_results
     assert results is not None
     assert results[0].metric_value == round(report['after']['scores']['linear'], 4)
 
@@ -91,14 +96,14 @@ def test_a_fitted_model_is_described_and_loaded(fitted: Path, tmp_path: Path) ->
     model, spec = load_model(fitted / 'model.safetensors')
     batch = torch.rand(2, 3, 32, 32)
     assert torch.equal(shared['model'](batch), model(batch))
-    card = ModelCard(text)
-    assert card.data.pipeline_tag == 'image-classification'
-    assert card.data.library_name == 'torchgeo-explora'
+    data = _front_matter(text)
+    assert data.pipeline_tag == 'image-classification'
+    assert data.library_name == 'torchgeo-explora'
     for name in (*spec.classes, 'base.safetensors', 'FolderDataModule'):
         assert name in text
     record = json.loads((fitted / 'run.json').read_text())
     accuracy = record['parts'][-1]['metrics']['test_OverallAccuracy']
-    found = {r.metric_name: r.metric_value for r in card.data.eval_results or []}
+    found = {r.metric_name: r.metric_value for r in data.eval_results or []}
     assert found['test_OverallAccuracy'] == round(accuracy, 4)
     assert 'the test images of FolderDataModule' in text
 
@@ -110,15 +115,15 @@ def test_an_adapter_is_shared_with_its_head(fitted: Path, tmp_path: Path) -> Non
         'README.md', 'adapter_config.json', 'adapter_model.safetensors', 'head.safetensors',
     }  # fmt: skip
     text = (out / 'README.md').read_text()
-    assert ModelCard(text).data.library_name == 'peft'
+    assert _front_matter(text).library_name == 'peft'
     assert 'load_finetuned' in text
 
 
 def test_what_is_not_measured_or_known_is_said(tmp_path: Path, weights: Path) -> None:
     assert _share(weights, tmp_path / 'shared') == 0
     text = (tmp_path / 'shared' / 'README.md').read_text()
-    card = ModelCard(text)
-    assert (card.data.license, card.data['license_name']) == ('other', UNKNOWN)
+    data = _front_matter(text)
+    assert (data.license, data['license_name']) == ('other', UNKNOWN)
     for sentence in ('None were measured', 'Licence: not known', 'Check them.'):
         assert sentence in text
 
