@@ -67,8 +67,18 @@ BEFORE: dict[str, tuple[str, ...]] = {
 }
 """By page: commands of an earlier page that it goes on from."""
 
-BENCHMARKS: dict[str, tuple[str, ...] | None] = {}
-"""Further arguments of ``tests/benchmarks``; None where only the arguments are parsed."""
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    'pretrain_step': (
+        '--model', 'S', '--batch', '2', '--rounds', '1', '--no-memory', '--prototypes', '64',
+        '--global-size', '28', '--local-size', '14', '--n-local', '2',
+    ),
+    'mae_step': ('--arithmetic',),
+    'finetune_step': ('--model', 'S', '--batch', '2', '--size', '28', '--rounds', '1'),
+    'fmow_loading': ('--chips', '4', '--size', '16', '--seconds', '0.05', '--workers', '0'),
+    'raster': ('--side', '256', '--repeats', '1', '--sides', '256', '--classes', '3'),
+}  # fmt: skip
+"""Further arguments of ``tests/benchmarks``; of those that are not here, which take long however
+small their settings are, only the arguments are parsed, by the script itself."""
 
 
 def shorten_explora(arguments: Sequence[str]) -> list[str]:
@@ -81,10 +91,11 @@ def shorten_explora(arguments: Sequence[str]) -> list[str]:
             del rest[place : place + 2]
     if '--resume' in rest:
         extra = ()
-    return [command, *_replace(rest), *extra]
+    return [command, *without_cuda(rest), *extra]
 
 
-def _replace(arguments: Sequence[str]) -> list[str]:
+def without_cuda(arguments: Sequence[str]) -> list[str]:
+    """Arguments with another device where they name one that no test machine has."""
     (option, value), (_, instead) = ANYWHERE
     found = list(arguments)
     for place in range(len(found) - 1):

@@ -26,7 +26,14 @@ import yaml
 
 from tests.docs.blocks import PAGES, ROOT, Block, Call, blocks, calls
 from tests.docs.fragments import check_fragment
-from tests.docs.shorter import BEFORE, BENCHMARKS, is_benchmark, shorten_explora, shorten_torchgeo
+from tests.docs.shorter import (
+    BEFORE,
+    BENCHMARKS,
+    is_benchmark,
+    shorten_explora,
+    shorten_torchgeo,
+    without_cuda,
+)
 from tests.docs.stand_ins import FILES, FULL, given, small_models
 from torchgeo_explora.cli import main as explora
 
@@ -199,7 +206,7 @@ class _Parsed(Exception):
 
 def _call_python(arguments: Sequence[str]) -> None:
     """Run a script of the repository, or only parse its arguments where the table says so."""
-    script, *rest = arguments
+    script, *rest = without_cuda(arguments)
     extra = BENCHMARKS.get(Path(script).stem) if is_benchmark(arguments) else ()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [script, *rest, *(extra or ())])
@@ -208,8 +215,11 @@ def _call_python(arguments: Sequence[str]) -> None:
             patch.setattr(argparse.ArgumentParser, 'parse_args', _stop_after_parsing())
             with pytest.raises(_Parsed):
                 runpy.run_path(str(ROOT / script), run_name='__main__')
-        else:
+            return
+        try:
             runpy.run_path(str(ROOT / script), run_name='__main__')
+        except SystemExit as end:
+            assert end.code in (None, 0), arguments
 
 
 def _stop_after_parsing() -> Any:  # noqa: ANN401
