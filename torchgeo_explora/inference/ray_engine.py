@@ -11,14 +11,14 @@ import itertools
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from torchgeo_explora.errors import ConfigError, ExploraError
 from torchgeo_explora.inference.jobs import Group
 from torchgeo_explora.inference.pipeline import Tally
-from torchgeo_explora.inference.ray_worker import Ledger, Outcome, Share, UnitKey, Worker
+from torchgeo_explora.inference.ray_worker import Outcome, Share, UnitKey, Worker
 
 OBJECT_STORE = 256 * 2**20
 """Bytes of shared memory that a cluster of our own has beside the model."""
@@ -182,6 +182,8 @@ class RayRun:
         self._numbers = itertools.count()
         self._running: dict[Any, tuple[int, Task]] = {}
         self._finished = 0  # pixels of groups that are through
+        self._pixels: dict[int, int] = {}  # of the groups that workers are at
+        self._asked: dict[Any, int] = {}  # workers that were asked for them
 
     def run(self, groups: Sequence[Group], complete: Sequence[int]) -> None:
         """Compute groups and write results.
@@ -211,7 +213,6 @@ class RayRun:
     def _work(self) -> None:
         ray = self._ray
         self._sent = ray.put(self.share)
-        self._ledger = ray.remote(num_cpus=0)(Ledger).remote()
         for _ in range(min(self._size(), len(self._queue))):
             self._hire()
         while self._running:
@@ -236,7 +237,8 @@ class RayRun:
         """Ask for a worker; it gets its first task once it has the model."""
         number = next(self._numbers)
         needs = {'num_cpus': self.cluster.cores, 'num_gpus': self.cluster.gpus}
-        self._workers[number] = self._ray.remote(**needs)(Worker).remote()
+        # a second thread tells how far the first one is
+        self._workers[number] = self._ray.remote(**needs, max_concurrency=2)(Worker).remote()
         task = Task('prepare', 0)
         self._running[self._workers[number].prepare.remote(self._sent)] = number, task
 
@@ -279,8 +281,8 @@ class RayRun:
                 if all(job in failed for job, _ in keys):
                     continue
                 number = self._idle.pop()
-                note = _Note(self._ledger, task.number)
-                call = self._workers[number].compute.remote(keys, failed, note)
+                call = self._workers[number].compute.remote(keys, failed)
+                self._pixels[number] = 0
             self._running[call] = number, task
 
     def _count(self, keys: Sequence[UnitKey], outcome: Outcome) -> None:
@@ -328,36 +330,30 @@ class RayRun:
             self._close(keys)
 
     def _look(self) -> None:
-        """Show how far the run is."""
-        errors = self._ray.exceptions
-        try:
-            notes = self._ray.get(self._ledger.read.remote(), timeout=SECONDS_BETWEEN_LOOKS)
-        except (errors.GetTimeoutError, errors.RayActorError):
-            notes = {}  # shown late, and that is all
-        under_way = {task.number for _, task in self._running.values() if task.kind == 'compute'}
-        pixels = self._finished + sum(notes.get(number, 0) for number in under_way)
+        """Show how far the run is; never wait for a worker to say it."""
+        self._hear()
+        busy = [number for number, task in self._running.values() if task.kind == 'compute']
+        for number in busy:
+            if number not in self._asked.values():
+                self._asked[self._workers[number].pixels.remote()] = number
+        pixels = self._finished + sum(self._pixels[number] for number in busy)
         if pixels != self.tally.pixels:
             self.tally.pixels = pixels
             self.progress(self.tally)
 
+    def _hear(self) -> None:
+        if not self._asked:
+            return
+        asked = list(self._asked)
+        answered, _ = self._ray.wait(asked, num_returns=len(asked), timeout=0)
+        for reference in answered:
+            number = self._asked.pop(reference)
+            with suppress(self._ray.exceptions.RayError):  # of a worker that died
+                self._pixels[number] = self._ray.get(reference)
+
     def _dismiss(self) -> None:
-        for worker in (*self._workers.values(), self._ledger):
+        for worker in self._workers.values():
             self._ray.kill(worker)
-
-
-class _Note:
-    """Tells the ledger how far a worker is, without waiting for it.
-
-    Args:
-        ledger: The ledger.
-        number: Of the group that it computes.
-    """
-
-    def __init__(self, ledger: Any, number: int) -> None:  # noqa: ANN401
-        self.ledger, self.number = ledger, number
-
-    def __call__(self, pixels: int) -> None:
-        self.ledger.note.remote(self.number, pixels)
 
 
 def _one_line(error: Exception) -> str:

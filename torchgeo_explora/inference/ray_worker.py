@@ -2,8 +2,7 @@
 
 import os
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +20,6 @@ from torchgeo_explora.inference.work import WorkFolder
 
 type UnitKey = tuple[int, int]
 """Number of a raster, and of a block of it."""
-
-SECONDS_BETWEEN_NOTES = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,14 @@ class Outcome:
 
 
 class Worker:
-    """Computes blocks and writes results, one after the other."""
+    """Computes blocks and writes results, one after the other; meanwhile it tells how far it is."""
+
+    def __init__(self) -> None:
+        self._pixels = 0
+
+    def pixels(self) -> int:
+        """Return how many pixels of the present group are through."""
+        return self._pixels
 
     def prepare(self, share: Share) -> str:
         """Take what there is to do, and the model.
@@ -109,21 +113,17 @@ class Worker:
         with suppress(OSError):  # where it is not there, rasters with absolute paths still are
             os.chdir(share.place)
         share.check()
-        torch.set_num_threads(share.cores)
         device = torch.device(share.device)
         model = share.runner.model.to(device).eval()
         self.share, self.runner = share, replace(share.runner, model=model, device=device)
         return platform.node()
 
-    def compute(
-        self, keys: Sequence[UnitKey], failed: Mapping[int, str], note: Callable[[int], None]
-    ) -> Outcome:
+    def compute(self, keys: Sequence[UnitKey], failed: Mapping[int, str]) -> Outcome:
         """Compute a group of blocks.
 
         Args:
             keys: The blocks, in order.
             failed: Rasters that are known to fail, and why.
-            note: Told how many pixels are through, now and then.
 
         Returns:
             What became of it.
@@ -131,7 +131,8 @@ class Worker:
         Raises:
             ExploraError: If the model does not fit, or nothing can be written.
         """
-        share = self.share
+        share, self._pixels = self.share, 0
+        torch.set_num_threads(share.cores)  # of this thread: Ray has several
         units = tuple(map(share.unit, keys))
         # what another worker did before it died is not done again
         done = {key for key, unit in zip(keys, units, strict=True) if share.folder.is_done(unit)}
@@ -144,11 +145,14 @@ class Worker:
                 share.threads,
                 tally,
                 lambda unit: (unit.job.number, unit.number) not in done,
-                _Notes(note),
+                self._note,
                 _nothing,
                 share.product.render,
             ).run([units])
         return Outcome(tally.pixels, tally.windows, tally.empty, tally.failed)
+
+    def _note(self, tally: Tally) -> None:
+        self._pixels = tally.pixels
 
     def assemble(self, number: int) -> list[str]:
         """Write the results of a raster whose blocks are done.
@@ -167,34 +171,6 @@ class Worker:
         with rasterio.Env(**SETTINGS):
             share.product.prepare(share.folder, [job])
             return list(map(str, share.product.write(share.folder, job)))
-
-
-class Ledger:
-    """How far workers are with the groups of blocks that they compute."""
-
-    def __init__(self) -> None:
-        self.pixels: dict[int, int] = {}
-
-    def note(self, group: int, pixels: int) -> None:
-        """Note how many pixels of a group are through."""
-        self.pixels[group] = pixels
-
-    def read(self) -> dict[int, int]:
-        """Return the pixels of all groups, by number."""
-        return self.pixels
-
-
-class _Notes:
-    """Passes pixels on, not too often."""
-
-    def __init__(self, note: Callable[[int], None]) -> None:
-        self.note, self.last = note, float('-inf')
-
-    def __call__(self, tally: Tally) -> None:
-        now = time.monotonic()
-        if now - self.last >= SECONDS_BETWEEN_NOTES:
-            self.last = now
-            self.note(tally.pixels)
 
 
 def _nothing(unit: Unit) -> None:
