@@ -59,10 +59,10 @@ def enlarged(place: Georeference, cell: int) -> Georeference:
         place: Of the other.
         cell: Side of a cell in its pixels.
     """
-    if place.transform.is_identity:
+    a, b, c, d, e, f = place.transform[:6]
+    transform = Affine(a * cell, b * cell, c, d * cell, e * cell, f)
+    if place.transform.is_identity:  # the raster has no place
         transform = place.transform
-    else:
-        transform = place.transform * Affine.scale(cell)
     points = tuple(
         GroundControlPoint(p.row / cell, p.col / cell, p.x, p.y, p.z, p.id, p.info)
         for p in place.gcps

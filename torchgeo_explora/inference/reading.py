@@ -182,11 +182,12 @@ class WindowRow:
         return min(self.rows[self.row].start + self._size, length) - self.rows[self.row].start
 
     def _reflect(self, width: int) -> None:
-        """Continue a raster that is smaller than a window by its mirror image."""
+        """Continue a raster that ends within a window by its mirror image in that window."""
         down = mirrored(self._filled(), self._size)
-        across = mirrored(width, self._values.shape[2])
-        if len(across) > width:
-            self._values[:, :, width:] = self._values[:, :, across[width:]]
+        last = self.columns[-1].start - self._left
+        across = last + mirrored(width - last, self._size)
+        if last + self._size > width:
+            self._values[:, :, width:] = self._values[:, :, across[width - last :]]
         if self._filled() < self._size:
             self._values[:, self._filled() :] = self._values[:, down[self._filled() :]]
 
