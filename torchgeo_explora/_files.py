@@ -1,5 +1,6 @@
 """Write files so that a final name never holds half a file."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from torchgeo_explora.errors import OutputError
+
+_BARE = (',', ':')
 
 
 @contextmanager
@@ -65,9 +68,23 @@ def write_tensors(
     with replacing(final) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
+            _sort_texts(temporary)
         except SafetensorError as error:  # its way to say that the disk refused
             raise OSError(str(error)) from error
     return final
+
+
+def _sort_texts(path: Path) -> None:
+    """Put the texts of a safetensors file in the order of their names, which is random as written."""
+    with path.open('rb+') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(length))
+        texts = dict(sorted(header['__metadata__'].items()))
+        content = json.dumps(header | {'__metadata__': texts}, ensure_ascii=False, separators=_BARE)
+        encoded = content.encode()
+        assert len(encoded) <= length, 'another order takes as much room'
+        file.seek(8)
+        file.write(encoded.ljust(length))
 
 
 def _commit(temporary: Path, final: Path) -> None:

@@ -201,6 +201,11 @@ def _join(levels: Sequence[Path], path: Path, picture: Picture) -> None:
                 file = ET.SubElement(overview, 'SourceFilename', relativeToVRT='1')
                 file.text = level.name
                 ET.SubElement(overview, 'SourceBand').text = str(number)
+        for element, point in zip(tree.iter('GCP'), picture.place.gcps, strict=True):
+            # GDAL writes twelve digits
+            exact = {'Pixel': point.col, 'Line': point.row, 'X': point.x, 'Y': point.y}
+            element.attrib |= {name: repr(float(value)) for name, value in exact.items()}
+            element.set('Z', repr(0.0 if point.z is None else float(point.z)))
         tree.write(virtual)
         copy_raster(virtual, path, driver='COG', **_options(picture, len(levels) > 1))
     finally:

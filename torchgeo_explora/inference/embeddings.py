@@ -153,7 +153,8 @@ class PatchEmbeddings(Product):
         """Return embeddings, or their components where the basis is known already."""
         if self.projected:
             assert self.basis is not None, 'components are of a basis'
-            values = self.basis.project(values.permute(1, 2, 0)).permute(2, 0, 1)
+            # of float32, as where they are projected later, so that numbers are the same
+            values = self.basis.project(values.float().permute(1, 2, 0)).permute(2, 0, 1)
         return filled(values, valid).cpu().numpy()
 
     def prepare(self, folder: WorkFolder, jobs: Sequence[Job]) -> None:

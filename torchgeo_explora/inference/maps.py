@@ -15,7 +15,7 @@ from rasterio.io import DatasetWriter
 from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
 
-from torchgeo_explora.errors import OutputError
+from torchgeo_explora.errors import ExploraError, OutputError
 from torchgeo_explora.inference.jobs import Job, Unit
 from torchgeo_explora.inference.layers import Layer
 from torchgeo_explora.inference.polygons import PolygonSettings, write_polygons
@@ -128,6 +128,8 @@ def refusing(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
             yield
+    except ExploraError:  # says itself what is wrong
+        raise
     except OSError as error:
         raise refused(path, error) from error
     except (*READ_ERRORS, DataSourceError) as error:
