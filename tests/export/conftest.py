@@ -14,7 +14,7 @@ from torchgeo_explora.models import InputSpec, ModelSpec
 from torchgeo_explora.models.classifier import build_classifier
 from torchgeo_explora.models.segmentation import build_segmenter
 
-DPT = {'decoder_fusion_channels': 8, 'decoder_intermediate_channels': (8, 8, 8, 8)}
+DPT: dict[str, Any] = {'decoder_fusion_channels': 8, 'decoder_intermediate_channels': (8, 8, 8, 8)}
 
 
 def describe(**changes: Any) -> ModelSpec:  # noqa: ANN401
