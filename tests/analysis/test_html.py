@@ -1,10 +1,12 @@
 """A page is one well-formed file: everything escaped, nothing loaded from elsewhere."""
 
 import base64
+import io
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from torchgeo_explora._figures import new_figure
 from torchgeo_explora.analysis import Page
@@ -93,8 +95,12 @@ def test_a_picture_is_embedded_as_it_is(given: str, tmp_path: Path) -> None:
 
 
 def test_jpeg_is_told_from_png() -> None:
-    source = read(Page('x').figure(b'\xff\xd8\xff\xe0rest', 'c', 'a')).values['src'][0]
-    assert source.startswith('data:image/jpeg;')
+    buffer = io.BytesIO()
+    Image.new('RGB', (30, 10)).save(buffer, 'JPEG')
+    found = read(Page('x').figure(buffer.getvalue(), 'c', 'a'))
+    assert found.values['src'][0].startswith('data:image/jpeg;')
+    assert (found.values['width'], found.values['height']) == (['30'], ['10'])
+    assert 'wide' in found.values['class']
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self, final
 
 from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
 
 from torchgeo_explora._files import replacing
 from torchgeo_explora.errors import ConfigError
@@ -18,7 +19,9 @@ from torchgeo_explora.errors import ConfigError
 type Picture = bytes | str | os.PathLike[str] | Figure
 """Encoded PNG or JPEG, the path of such a file, or a figure to draw."""
 
-_SIGNATURES = {b'\x89PNG\r\n\x1a\n': 'image/png', b'\xff\xd8\xff': 'image/jpeg'}
+_KINDS = {'PNG': 'image/png', 'JPEG': 'image/jpeg'}
+_WIDE = 1.9
+"""Width over height of pictures that a phone shows in part, to be moved sideways."""
 _PARAGRAPH = re.compile(r'\n\s*\n')
 _CSS = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #57606a; --paper: #ffffff;
@@ -50,6 +53,8 @@ td.text { min-width: 7rem; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #ffffff;
   border: 1px solid var(--line); border-radius: 6px; }
+@media (max-width: 40rem) { .wide { overflow-x: auto; }
+  .wide img { max-width: none; width: auto; height: 15rem; } }
 figcaption { color: var(--soft); font-size: 0.92rem; margin-top: 0.45rem; max-width: 46rem; }
 .row { display: grid; gap: 1.2rem; margin: 1.2rem 0;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
@@ -238,15 +243,27 @@ def _leading_number(text: str) -> bool:
 
 def _figure(picture: Picture, caption: str, alt: str) -> str:
     content = _content(picture)
-    kind = next((name for start, name in _SIGNATURES.items() if content.startswith(start)), None)
-    if kind is None:
-        raise ConfigError(
-            f'The picture {alt!r} begins with the bytes {content[:8]!r}: give PNG or JPEG.'
-        )
+    kind, width, height = _measure(content, alt)
     data = base64.b64encode(content).decode('ascii')
-    return (
-        f'<figure><img src="data:{kind};base64,{data}" alt="{escape(alt)}">'
-        f'<figcaption>{escape(caption)}</figcaption></figure>'
+    image = (
+        f'<img src="data:{kind};base64,{data}" alt="{escape(alt)}" width="{width}" '
+        f'height="{height}">'
+    )
+    if width > _WIDE * height:
+        image = f'<div class="wide" tabindex="0">{image}</div>'
+    return f'<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _measure(content: bytes, alt: str) -> tuple[str, int, int]:
+    """Media type, width and height of an encoded picture."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.format in _KINDS:
+                return _KINDS[image.format], *image.size
+    except UnidentifiedImageError:
+        pass
+    raise ConfigError(
+        f'The picture {alt!r} begins with the bytes {content[:8]!r}: give PNG or JPEG.'
     )
 
 

@@ -92,6 +92,10 @@ def compare_blocks(models: Mapping[str, BlockMeasures]) -> list[Similarity]:
     ]  # fmt: skip
 
 
+_TOLD = 'What a single patch tells'
+_ALIKE = 'How alike the models are'
+
+
 @dataclass(frozen=True)
 class _Drawing:
     """A figure of the report."""
@@ -99,6 +103,7 @@ class _Drawing:
     file: str
     figure: Figure
     heading: str
+    alt: str
     caption: str
 
 
@@ -127,8 +132,9 @@ def write_analysis(
     similar = compare_blocks(models)
     drawings = [*_curves(models, similar), *_maps(pictures)]
     page = Page(title, _lead(models)).heading('In short').items(sentences(models, similar))
-    for drawing in drawings:
-        page.heading(drawing.heading).figure(drawing.figure, drawing.caption, drawing.heading)
+    for heading in dict.fromkeys(drawing.heading for drawing in drawings):
+        shown = [item for item in drawings if item.heading == heading]
+        page.heading(heading).pictures([(x.figure, x.caption, x.alt) for x in shown])
     if pictures.notes:
         page.items(pictures.notes)
     page.heading('Numbers').text('Also in blocks.csv and analysis.json.')
@@ -169,16 +175,20 @@ def sentences(models: Mapping[str, BlockMeasures], similar: Sequence[Similarity]
         was, now = base.eigenvalue_mean[-1], m.eigenvalue_mean[-1]
         lines.append(
             f'Mean of the leading eigenvalues after the last block: {first} {was:.3g}, {name} '
-            f'{now:.3g} ({now / was:.2f} times).'
+            f'{now:.3g}{f" ({now / was:.2f} times)" if was > 0 else ""}.'
         )
-    for item in similar:
-        values = item.same.values
-        least = int(np.argmin(values))
-        lines.append(
-            f'{item.name} are most alike in block {item.same.blocks[int(np.argmax(values))]} (CKA '
-            f'{values.max():.2f}) and least in block {item.same.blocks[least]} ({values[least]:.2f}).'
-        )
-    return lines
+    return [*lines, *(_alike(item) for item in similar if len(item.same.blocks) > 0)]
+
+
+def _alike(item: Similarity) -> str:
+    curve = item.same
+    if not np.isfinite(curve.values).all():
+        return f'{item.name} cannot be compared: in one block all images are alike.'
+    most, least = int(np.argmax(curve.values)), int(np.argmin(curve.values))
+    return (
+        f'{item.name} are most alike in block {curve.blocks[most]} (CKA {curve.values[most]:.2f}) '
+        f'and least in block {curve.blocks[least]} ({curve.values[least]:.2f}).'
+    )
 
 
 def _peak(what: str, models: Mapping[str, BlockMeasures]) -> str:
@@ -198,30 +208,31 @@ def _curves(models: Mapping[str, BlockMeasures], similar: Sequence[Similarity]) 
     drawings = [
         _Drawing(
             'eigenvalues.png', plots.eigenvalue_curves(models), 'Eigenvalues of the patches',
+            'Leading eigenvalues by block',
             'Of the covariance of the patches of an image, centred in it, before the final norm. '
             'Large values: the patches of an image differ much. Logarithmic axes.',
         ),
         _Drawing(
-            'ranks.png', plots.rank_curves(models), 'Effective ranks',
+            'ranks.png', plots.rank_curves(models), 'Effective ranks', 'Effective ranks by block',
             'Directions that the patches of an image use (mean and standard deviation over the '
             'images), and that the mean patches of all images use.',
         ),
         _Drawing(
-            'position.png', plots.position_curves(models), 'What a patch tells of its position',
+            'position.png', plots.position_curves(models), _TOLD, 'Position accuracy by block',
             'A linear classifier of the cell of the patch grid, from one patch token; scored on '
             'images held out.',
         ),
     ]  # fmt: skip
     if any(m.classes is not None for m in models.values()):
         drawings.append(_Drawing(
-            'classes.png', plots.class_curves(models), 'What a patch tells of the class',
+            'classes.png', plots.class_curves(models), _TOLD, 'Class accuracy by block',
             'A linear classifier of the class of the image, from one patch token; scored on images '
             'held out.',
         ))  # fmt: skip
     if similar:
         curves = {item.name: item.same for item in similar}
         drawings.append(_Drawing(
-            'cka.png', plots.cka_curves(curves), 'How alike the models are',
+            'cka.png', plots.cka_curves(curves), _ALIKE, 'Similarity of the same block',
             'Linear centred kernel alignment of the mean patches of up to 1,000 images; 1 where one '
             'model is a rotation and scaling of the other.',
         ))  # fmt: skip
@@ -229,8 +240,9 @@ def _curves(models: Mapping[str, BlockMeasures], similar: Sequence[Similarity]) 
         file = 'cka_blocks.png' if number == 0 else f'cka_blocks_{number + 1}.png'
         figure = plots.cka_heatmap(item.matrix, (item.first, item.second), item.blocks)
         drawings.append(_Drawing(
-            file, figure, f'Blocks of {item.name}', 'Every block of one against every block of the '
-            'other. A bright diagonal: blocks kept their place.',
+            file, figure, _ALIKE, f'Similarity of the blocks of {item.name}',
+            f'Every block of {item.first} against every block of {item.second}. A bright diagonal: '
+            'blocks kept their place.',
         ))  # fmt: skip
     return drawings
 
@@ -240,18 +252,18 @@ def _maps(pictures: Pictures) -> list[_Drawing]:
     if pictures.attention:
         drawings.append(_Drawing(
             'attention.png', plots.attention_figure(pictures.images, pictures.attention),
-            'Where the class token looks',
+            'Where the class token looks', 'Attention of the class token',
             'Attention of the class token to the patches in the last block, mean of the heads. The '
             f'models of a row share one scale. {_listed(pictures.names)}',
         ))  # fmt: skip
         drawings.append(_Drawing(
             'attention_heads.png', plots.heads_figure(pictures.images, pictures.attention),
-            'Head by head', 'The same for each head; each map has a scale of its own.',
+            'Head by head', 'Attention of each head', 'The same for each head; each map has a scale of its own.',
         ))  # fmt: skip
     if pictures.components:
         drawings.append(_Drawing(
             'pca.png', plots.pca_figure(pictures.images, pictures.components),
-            'Principal components of patches',
+            'Principal components of patches', 'Patches in three colours',
             'First three components of the patches after the final norm as red, green and blue. '
             'Models of one width share one basis: equal colours are equal features.',
         ))  # fmt: skip

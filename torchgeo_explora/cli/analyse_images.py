@@ -4,7 +4,7 @@ import argparse
 import copy
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,12 @@ class AnalysedImages:
         """Return the part and the position in it of an image, by its number over all parts."""
         first = len(self.parts[0])
         return (0, number) if number < first else (1, number - first)
+
+    def label_of(self, number: int) -> int:
+        """Return the class of an image, by its number over all parts; 0 where there are none."""
+        part, index = self.place(number)
+        labels = self.parts[part].labels
+        return 0 if labels is None else int(labels[index])
 
     def left_out(self) -> dict[str, str]:
         """Return the files that cannot be read, with the reason."""
@@ -208,8 +214,19 @@ def find_pictures(
     if names is not None:
         return [_find(images, name) for name in names]
     places = range(len(images.chosen)) if images.held_out is None else images.held_out
-    order = np.random.default_rng([seed, 4]).permutation(len(places))[:show]
-    return [images.chosen[places[index]] for index in order.tolist()]
+    order = np.random.default_rng([seed, 4]).permutation(len(places))
+    drawn = [images.chosen[places[index]] for index in order.tolist()]
+    return sorted(drawn, key=_turns(images, drawn))[:show]
+
+
+def _turns(images: AnalysedImages, drawn: Sequence[int]) -> Callable[[int], int]:
+    """How many images of its class were drawn before each: classes take turns."""
+    seen: dict[int, int] = {}
+    turn = {}
+    for number in drawn:
+        label = images.label_of(number)
+        turn[number] = seen[label] = seen.get(label, -1) + 1
+    return turn.__getitem__
 
 
 def _find(images: AnalysedImages, name: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from timm.models.vision_transformer import VisionTransformer
 
+from torchgeo_explora.cli import replay_model  # noqa: F401  # makes the model of `replay` known to timm
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.models import (
     InputSpec,
