@@ -5,7 +5,14 @@ import sys
 from typing import NoReturn
 
 from torchgeo_explora import __version__
-from torchgeo_explora.cli import export_arguments, predict_arguments
+from torchgeo_explora.cli import (
+    advise_arguments,
+    analyse_arguments,
+    embed_arguments,
+    export_arguments,
+    predict_arguments,
+    similar_arguments,
+)
 from torchgeo_explora.cli.console import PROGRAM, complain
 
 MODEL = 'vit_small_patch14_dinov2'
@@ -31,6 +38,10 @@ _EXAMPLES = {
 Sub-folders are taken for classes where every image lies in one. Classes never train: they only
 tell, by probes before and after, whether the adaptation helped.""",
     'predict': predict_arguments.EXAMPLES,
+    'embed': embed_arguments.EXAMPLES,
+    'similar': similar_arguments.EXAMPLES,
+    'analyse': analyse_arguments.EXAMPLES,
+    'advise': advise_arguments.EXAMPLES,
     'probe': """examples:
   torchgeo-explora probe labelled/ --weights run1/explora.safetensors
   torchgeo-explora probe train/ --test test/ --weights timm --out scores""",
@@ -253,6 +264,22 @@ _COMMANDS = {
     'predict': (
         'write maps of what a fitted model sees in rasters',
         predict_arguments.add_arguments,
+    ),
+    'embed': (
+        'write what a model makes of every patch or window of rasters: embeddings',
+        embed_arguments.add_arguments,
+    ),
+    'similar': (
+        'find places like those that you point at',
+        similar_arguments.add_arguments,
+    ),
+    'analyse': (
+        'measure and draw what each block of models knows',
+        analyse_arguments.add_arguments,
+    ),
+    'advise': (
+        'suggest blocks to unfreeze and a rank, from short trials on your images',
+        advise_arguments.add_arguments,
     ),
     'probe': ('score weights on labelled images: nearest neighbours and linear probe', _probe),
     'info': ('say what weights, a fitted model, an adapter or a run are', _info),
