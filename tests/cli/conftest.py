@@ -43,7 +43,7 @@ def adapt_arguments(folder: Path, out: Path, weights: Path, *more: str) -> list[
     return [
         'adapt', str(folder), '--out', str(out), '--model', MODEL, '--weights', str(weights),
         '--steps', '4', '--batch-size', '8', '--rank', '4', '--precision', '32', '--device', 'cpu',
-        '--image-size', '32', *SMALL, *more,
+        '--image-size', '32', '--report', 'short', *SMALL, *more,
     ]  # fmt: skip
 
 

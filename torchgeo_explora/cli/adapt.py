@@ -1,22 +1,24 @@
-"""``adapt``: the whole job on a folder of images, in phases that a second call can go on from."""
+"""``adapt``: the whole job on unlabelled images, in phases that a second call can go on from."""
 
 import argparse
-import signal
-import time
-import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
-from timm.models.vision_transformer import VisionTransformer
 
+from torchgeo_explora._run_record import recording
+from torchgeo_explora.cli.adapt_report import write_report
 from torchgeo_explora.cli.choices import choose_device
-from torchgeo_explora.cli.console import percent, say, say_left_out, table
+from torchgeo_explora.cli.console import say, say_left_out
+from torchgeo_explora.cli.energy import Energy, EnergyMeter
+from torchgeo_explora.cli.fitting import train
+from torchgeo_explora.cli.measuring import brief, health_line, measure, score_table
 from torchgeo_explora.cli.picture import draw_report
 from torchgeo_explora.cli.plan import Plan, make_plan
+from torchgeo_explora.cli.reference import write_reference
 from torchgeo_explora.cli.run_folder import (
     RunFolder,
     environment,
@@ -24,30 +26,12 @@ from torchgeo_explora.cli.run_folder import (
     write_json,
     write_yaml,
 )
-from torchgeo_explora.cli.scoring import (
-    HEADLINE_K,
-    Evaluation,
-    Health,
-    Scores,
-    judge,
-    score,
-)
+from torchgeo_explora.cli.scoring import Scores, judge
 from torchgeo_explora.cli.settings import AdaptSettings
-from torchgeo_explora.cli.training import (
-    LastCheckpoint,
-    MetricsTable,
-    ProgressLine,
-    TrainingProgress,
-)
-from torchgeo_explora.errors import CollapseError, ConfigError
+from torchgeo_explora.datasets._statistics import write_statistics
+from torchgeo_explora.errors import CollapseError
 from torchgeo_explora.models import create_backbone, describe_file
-from torchgeo_explora.objectives.probing import (
-    Features,
-    load_features,
-    save_features,
-    weights_hash,
-)
-from torchgeo_explora.tasks.callbacks import CollapseGuard, FeatureHealth, OnlineKNN
+from torchgeo_explora.objectives.probing import load_features, save_features, weights_hash
 
 CHECKS = 10
 """Looks at the representation during a run."""
@@ -104,7 +88,7 @@ def adapt(settings: AdaptSettings, folder: RunFolder, checks: int = CHECKS) -> d
         say(f'The run in {folder.path} is finished.')
         return conclude(read_json(folder.report))
     try:
-        return conclude(_phases(settings, folder, checks))
+        return _phases(settings, folder, checks)
     except KeyboardInterrupt:
         remedy = f'go on with `torchgeo-explora adapt --out {folder.path} --resume`'
         left = remedy if folder.settings.is_file() else 'nothing was written'
@@ -127,21 +111,63 @@ def conclude(report: dict[str, Any]) -> dict[str, Any]:
 
 def _phases(settings: AdaptSettings, folder: RunFolder, checks: int) -> dict[str, Any]:
     device = choose_device(settings.device)
-    plan = make_plan(settings, device)
+    kept = folder.statistics if folder.statistics.is_file() else None
+    plan = make_plan(settings, device, kept)
     introduce(plan)
-    if not folder.settings.is_file():
-        write_json(folder.settings, {'settings': settings.to_dict(), **environment(device)})
+    start = None if settings.weights == 'random' else settings.weights
+    with recording(
+        folder.path, 'adapt', {'settings': settings.to_dict()},
+        seed=settings.seed, device=device, weights={'base': start},
+    ) as record:  # fmt: skip
+        with metered(folder, device) as energy:
+            report = _work(plan, folder, checks, energy)
+        record.add(report['files'], outcome=report['outcome'], sentence=report['sentence'])
+        return conclude(report)
+
+
+@contextmanager
+def metered(folder: RunFolder, device: torch.device) -> Iterator[Callable[[], Energy]]:
+    """Measure energy, and add it to that of the parts of the run before.
+
+    A part that was killed could not write what it took, and is missing.
+
+    Args:
+        folder: Of the run.
+        device: Where it computes.
+
+    Yields:
+        Gives the energy of all parts so far.
+    """
+    earlier = [Energy.from_dict(read_json(folder.energy))] if folder.energy.is_file() else []
+    with EnergyMeter(device) as meter:
+
+        def total() -> Energy:
+            return earlier[0] + meter.energy if earlier else meter.energy
+
+        try:
+            yield total
+        finally:
+            write_json(folder.energy, total().to_dict())
+
+
+def _work(
+    plan: Plan, folder: RunFolder, checks: int, energy: Callable[[], Energy]
+) -> dict[str, Any]:
+    """Do what is left of the phases."""
+    images = plan.images
+    if not folder.statistics.is_file():
+        write_statistics(folder.statistics, images.statistics, images.about)
     write_yaml(folder.config, plan.config(), 'The same run: torchgeo fit --config config.yaml')
     before = _before(plan, folder)
-    training = _train(plan, folder, checks)
+    training = train(plan, folder, checks)
     report = describe_run(plan, folder, before, training)
     if plan.task.collapse_reason is not None:
-        report |= {
-            'outcome': 'collapsed',
-            'sentence': f'{plan.task.collapse_reason} No weights were exported.',
-        }
+        reason = f'{plan.task.collapse_reason} No weights were exported.'
+        report |= {'outcome': 'collapsed', 'sentence': reason}
     else:
         report |= _after(plan, folder, before)
+    report['energy'] = energy().to_dict()
+    report['files'].append(str(write_report(plan, folder, report)))
     write_json(folder.report, report)
     return report
 
@@ -151,9 +177,11 @@ def introduce(plan: Plan) -> None:
     images, task = plan.images, plan.task
     say(task.load_report.summary())
     say(task.adapter_report.summary())
-    side = images.arguments['image_size']
-    say(f'{images.count:,} images of {plan.settings.folder}, read at {side} pixels')
+    side, settings = images.arguments['image_size'], plan.settings
+    what = 'images' if settings.sources is None else 'windows a pass'
+    say(f'{images.count:,} {what} of {settings.images}, read at {side} pixels')
     say_left_out(images.skipped)
+    say(f'Bands {", ".join(images.bands)}; mean and std {plan.values.source}')
     crops = task.recipe.crops
     say(
         f'{plan.steps:,} steps of {plan.batch_size} images ({plan.steps * plan.batch_size:,} seen), '
@@ -162,42 +190,6 @@ def introduce(plan: Plan) -> None:
     )
     labelled = 'none, so nothing will tell whether it helps'
     say(f'Labels: {labelled if images.labelled is None else images.labelled.source}')
-
-
-def evaluation(plan: Plan) -> Evaluation:
-    """How the features of a run are made."""
-    workers = plan.images.arguments['num_workers']
-    return Evaluation(plan.task.eval_transform, plan.device, plan.dtype, workers)
-
-
-def measure(
-    model: VisionTransformer, plan: Plan, what: str, base: Features | None = None
-) -> tuple[dict[str, Any], dict[str, Features]]:
-    """Measure a model: health always, probes where there are labels.
-
-    Args:
-        model: The network.
-        plan: Of the run.
-        what: Name for the progress line.
-        base: Features of the base on the images of the health measures.
-
-    Returns:
-        ``health`` and ``scores`` (or None) for JSON, and the features they come from.
-    """
-    by, split = evaluation(plan), plan.images.labelled
-    sample = plan.images.health_sample(plan.settings.seed)
-    features = {'health': by.features(model, sample, progress=ProgressLine(f'{what}, unlabelled'))}
-    result: dict[str, Any] = {
-        'health': asdict(Health.of(features['health'], base)),
-        'scores': None,
-    }
-    if split is not None:
-        for part, dataset in (('reference', split.reference), ('scored', split.scored)):
-            line = ProgressLine(f'{what}, {part} images')
-            features[part] = by.features(model, dataset, progress=line)
-        scores = score(features['reference'], features['scored'], split, plan.device)
-        result['scores'] = scores.to_dict()
-    return result, features
 
 
 def _before(plan: Plan, folder: RunFolder) -> dict[str, Any]:
@@ -213,108 +205,6 @@ def _before(plan: Plan, folder: RunFolder) -> dict[str, Any]:
     write_json(folder.before, result)
     say(f'Before: {brief(result)}')
     return result
-
-
-def brief(result: dict[str, Any]) -> str:
-    """Write a measurement in one line."""
-    health = result['health']
-    text = f'effective rank {health["effective_rank"]:.1f} of {health["dim"]}'
-    if result['scores'] is None:
-        return text
-    scores = Scores.from_dict(result['scores'])
-    return f'kNN {percent(scores.headline)}, linear {percent(scores.linear)}, {text}'
-
-
-def _train(plan: Plan, folder: RunFolder, checks: int) -> dict[str, Any]:
-    """Train, or do what is left of it; export the weights."""
-    if folder.merged.is_file() and folder.adapter.is_file():
-        return {'seconds': None, 'resumed_at': plan.steps}
-    resumed_at = _load_finished(plan, folder)
-    start = time.monotonic()
-    if resumed_at == plan.steps:
-        plan.task.export(folder.path)
-        return {'seconds': 0.0, 'resumed_at': resumed_at}
-    _fit(plan, folder, checks)
-    seconds = time.monotonic() - start
-    done = plan.task.micro_step - (0 if resumed_at is None else resumed_at)
-    return {
-        'seconds': round(seconds, 1),
-        'resumed_at': resumed_at,
-        'images_per_second': round(done * plan.batch_size / seconds, 2),
-    }
-
-
-def _load_finished(plan: Plan, folder: RunFolder) -> int | None:
-    """Return the step of the checkpoint, and take up its weights if training was finished."""
-    if not folder.checkpoint.is_file():
-        return None
-    try:
-        content = torch.load(folder.checkpoint, map_location='cpu', weights_only=True, mmap=True)
-        step = int(content['explora']['micro_step'])
-    except Exception as error:
-        raise ConfigError(
-            f'{folder.checkpoint} cannot be read ({type(error).__name__}): start a new run '
-            'elsewhere.'
-        ) from error
-    say(f'Going on from step {step} of {plan.steps}')
-    if step == plan.steps:
-        plan.task.load_state_dict(content['state_dict'])
-        plan.task.micro_step = step
-    return step
-
-
-def _fit(plan: Plan, folder: RunFolder, checks: int) -> None:
-    metrics = MetricsTable(folder.path, plan.task)
-    trainer = Trainer(
-        accelerator='gpu' if plan.device.type == 'cuda' else 'cpu',
-        devices=1,
-        precision=plan.precision,  # type: ignore[arg-type]
-        max_epochs=-1,
-        logger=metrics,
-        callbacks=_callbacks(plan, folder, checks),
-        log_every_n_steps=max(min(plan.steps // 50, 10), 1),
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder.path,
-    )
-    checkpoint = str(folder.checkpoint) if folder.checkpoint.is_file() else None
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with warnings.catch_warnings():
-            # said at the end, in one sentence
-            warnings.filterwarnings('ignore', message=r'No weights were exported|The \w+ collapsed')
-            trainer.fit(plan.task, datamodule=plan.images.module, ckpt_path=checkpoint)
-    except SystemExit as end:  # what Lightning makes of Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt from end
-        raise
-    finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-    metrics.write()
-
-
-def _callbacks(plan: Plan, folder: RunFolder, checks: int) -> list[Callback]:
-    accumulate = plan.task.recipe.optimization.accumulate
-    every = max(plan.steps // accumulate // checks, 1)
-    dtype: Any = 'bfloat16' if plan.dtype == torch.bfloat16 else 'float32'
-    networks = (plan.task.recipe.optimization.publish,)
-    callbacks: list[Callback] = [
-        TrainingProgress(),
-        FeatureHealth(every, networks=networks, dtype=dtype, seed=plan.settings.seed),
-        CollapseGuard(),
-        LastCheckpoint(folder.checkpoint, plan.settings.checkpoint_every),
-    ]
-    split = plan.images.labelled
-    if split is not None and split.module.val_dataset is not None:
-        data = None if split.module is plan.images.module else split.module
-        neighbours = OnlineKNN(
-            every, data, networks=networks, dtype=dtype, k=HEADLINE_K, seed=plan.settings.seed,
-            val_images=500,
-        )  # fmt: skip
-        callbacks.insert(1, neighbours)
-    return callbacks
 
 
 def _after(plan: Plan, folder: RunFolder, before: dict[str, Any]) -> dict[str, Any]:
@@ -334,7 +224,8 @@ def _after(plan: Plan, folder: RunFolder, before: dict[str, Any]) -> dict[str, A
     for part, found in features.items():
         save_features(folder.features(part, 'adapted'), found)
     draw_report(plan, folder, before, result, sentence)
-    names = (folder.merged, folder.adapter, folder.report, folder.picture)
+    names = [folder.merged, folder.adapter, folder.report, folder.picture]
+    names += write_reference(model, plan, folder)
     return {
         'outcome': outcome,
         'sentence': sentence,
@@ -342,26 +233,6 @@ def _after(plan: Plan, folder: RunFolder, before: dict[str, Any]) -> dict[str, A
         'after': result,
         'files': [str(path) for path in names],
     }
-
-
-def health_line(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Compare the health of two models in words."""
-    old, new = before['health'], after['health']
-    return (
-        f'Effective rank {old["effective_rank"]:.1f} -> {new["effective_rank"]:.1f} of '
-        f'{new["dim"]}, spread {old["spread"]:.4f} -> {new["spread"]:.4f}, '
-        f'drift from the base {new["drift"]:.3f}.'
-    )
-
-
-def score_table(before: Scores, after: Scores) -> str:
-    """Lay out all scores before and after."""
-    rows = [['', 'before', 'after', 'change']]
-    pairs = [(f'kNN, k = {k}', before.knn[k], after.knn[k]) for k in after.knn]
-    pairs.append(('linear (logistic regression)', before.linear, after.linear))
-    for name, old, new in pairs:
-        rows.append([name, percent(old), percent(new), f'{100 * (new - old):+.1f}'])
-    return table(rows)
 
 
 def describe_run(
@@ -380,11 +251,16 @@ def describe_run(
         'encoder_parameters': adapter.total_parameters,
         'recipe': asdict(plan.task.recipe),
         'images': {
-            'folder': settings.folder,
+            'folder': settings.images,
+            'rasters': settings.sources,
             'adapted_to': images.count,
             'left_out': images.skipped,
             'labels': None if images.labelled is None else images.labelled.source,
             'classes': None if images.labelled is None else images.labelled.classes,
+            'bands': images.bands,
+            'mean': plan.values.mean,
+            'std': plan.values.std,
+            'normalisation': plan.values.source,
         },
         'steps': plan.task.micro_step,
         'steps_planned': plan.steps,

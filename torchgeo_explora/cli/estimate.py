@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torchgeo_explora.cli.choices import choose_device, choose_precision
 from torchgeo_explora.cli.console import duration, say, size
 from torchgeo_explora.cli.images import LARGEST_SIDE
 from torchgeo_explora.cli.plan import count_steps, patch_size, task_arguments
+from torchgeo_explora.cli.rasters import open_rasters
 from torchgeo_explora.cli.settings import AdaptSettings, given_options
+from torchgeo_explora.cli.values import Values, known_values
 from torchgeo_explora.datasets import ImageFolder
 from torchgeo_explora.datasets.image_folder import image_root
 from torchgeo_explora.errors import ConfigError
@@ -125,12 +127,13 @@ def run(args: argparse.Namespace) -> int:
     """
     settings = AdaptSettings(**{'folder': '', **given_options(args)})
     device = choose_device(settings.device)
-    images = args.images
-    if images is None and settings.folder:
-        images = _count(settings)
-    if images is None and settings.epochs is not None:
+    if args.images is not None or settings.images:
+        seen = Seen(args.images, None, ()) if args.images is not None else look(settings)
+    elif settings.epochs is not None:
         raise ConfigError('--epochs was given without images: name a folder, or give --images N.')
-    found = estimate(settings, images, device)
+    else:
+        seen = Seen(None, None, ())
+    found = estimate(settings, seen, device)
     if args.json:
         say(json.dumps(asdict(found), indent=2))
     else:
@@ -139,24 +142,49 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _count(settings: AdaptSettings) -> int:
+@dataclass(frozen=True)
+class Seen:
+    """What is known of the images of a run.
+
+    Args:
+        count: How many there are in a pass; None where that is not known.
+        channels: Their bands; None for those of the model.
+        bands: Names of the bands.
+    """
+
+    count: int | None
+    channels: int | None
+    bands: tuple[str, ...]
+
+
+def look(settings: AdaptSettings) -> Seen:
+    """Look at the images of a run.
+
+    Raises:
+        ImageError: If they cannot be used.
+    """
+    if settings.sources is not None:
+        unlabelled = replace(settings, labels=None, class_column=None)
+        opened = open_rasters(unlabelled, patch_size(settings.model), 1)
+        return Seen(opened.count, opened.module.num_channels, tuple(opened.bands))
     root = image_root(settings.folder)
     train = root / 'train'
     folder = ImageFolder(train if train.is_dir() else root, scale=(0, 1), with_labels=False)
-    return len(folder)
+    return Seen(len(folder), folder.num_channels, folder.bands)
 
 
-def estimate(settings: AdaptSettings, images: int | None, device: torch.device) -> Estimate:
+def estimate(settings: AdaptSettings, seen: Seen, device: torch.device) -> Estimate:
     """Build the run's model and time a few of its steps on noise.
 
     Args:
         settings: Of the run.
-        images: Images of an epoch.
+        seen: What is known of its images.
         device: Where to run.
 
     Raises:
         ExploraError: If the run would not be possible.
     """
+    images = seen.count
     recipe = get_preset(settings.preset).override(
         **{k: v for k, v in settings.extra.items() if k in recipe_fields()}
     )
@@ -165,7 +193,11 @@ def estimate(settings: AdaptSettings, images: int | None, device: torch.device) 
         batch_size = min(batch_size, images)
     many = batch_size if images is None else images
     steps = count_steps(settings, recipe, many, batch_size)
-    arguments = task_arguments(settings, recipe, patch_size(settings.model), steps)
+    values = known_values(settings)
+    if seen.channels is not None and seen.channels != len(values.mean):
+        values = Values([0.5] * seen.channels, [0.25] * seen.channels, 'as good as any for timing')
+    patch = patch_size(settings.model)
+    arguments = task_arguments(settings, recipe, patch, steps, values, seen.bands)
     task = ExPLoRADINOv2(**arguments).to(device)
     precision = choose_precision(settings.precision, device)
     small, large = (timed_step(task, count, precision) for count in (SMALL, LARGE))

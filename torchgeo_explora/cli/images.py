@@ -1,20 +1,28 @@
 """The images of a command: found and checked once, split into what trains and what is scored."""
 
 import warnings
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from torchgeo_explora.cli.settings import AdaptSettings, choose_workers
+from torchgeo_explora.cli.values import chosen_scale, given_values, weights_say
 from torchgeo_explora.datamodules import FolderDataModule
+from torchgeo_explora.datamodules._base import ImageDataModule
+from torchgeo_explora.datamodules._sampler import Passes
 from torchgeo_explora.datasets import ImageFolder
-from torchgeo_explora.datasets.image_folder import image_root
+from torchgeo_explora.datasets._drawn import DrawnImages
+from torchgeo_explora.datasets._headers import find_images, is_raster
+from torchgeo_explora.datasets._statistics import BandStatistics, measure
+from torchgeo_explora.datasets.geotiff_folder import STATISTICS_WINDOWS
+from torchgeo_explora.datasets.image_folder import EXTENSIONS, image_root
 from torchgeo_explora.errors import ConfigError, ImageError
 
 LARGEST_SIDE = 256
@@ -25,6 +33,9 @@ CACHE_BYTES = 2**30
 
 HEALTH_IMAGES = 1000
 """Unlabelled images that rank, spread and drift are measured on."""
+
+DRAWN_IMAGES, MOST_PASSES = 256, 16
+"""Windows of rasters that are drawn for it, and the passes that they come from at most."""
 
 type Sample = dict[str, Tensor]
 
@@ -45,7 +56,7 @@ class LabelledSplit:
     scored: Dataset[Sample]
     classes: list[str]
     source: str
-    module: FolderDataModule
+    module: ImageDataModule
 
 
 @dataclass(frozen=True)
@@ -57,22 +68,37 @@ class RunImages:
         arguments: Of ``module``, for ``config.yaml``.
         labelled: What probes see; None where nothing has classes.
         skipped: Files that were left out, with the reason.
+        statistics: What was measured of the bands.
+        about: What that was measured on.
     """
 
-    module: FolderDataModule
+    module: ImageDataModule
     arguments: dict[str, Any]
     labelled: LabelledSplit | None
     skipped: dict[str, str]
+    statistics: BandStatistics
+    about: Mapping[str, Any]
 
     @property
     def count(self) -> int:
-        """Images that the model is adapted to."""
+        """Images that the model is adapted to; windows of a pass over rasters."""
         return length(self.module.train_dataset)
 
+    @property
+    def bands(self) -> list[str]:
+        """Names of the bands, or their indexes."""
+        return [str(band) for band in getattr(self.module, 'bands', [])]
+
     def health_sample(self, seed: int) -> Dataset[Sample]:
-        """Images that rank, spread and drift are measured on: some of those adapted to."""
+        """Images that rank, spread and drift are measured on: some of those adapted to.
+
+        Windows of rasters are taken from several passes where one has few.
+        """
+        dataset = adapted_to(self.module)
+        if isinstance(dataset, DrawnImages) and self.count < DRAWN_IMAGES:
+            return Subset(Passes(dataset), list(range(min(DRAWN_IMAGES, MOST_PASSES * self.count))))
         chosen = np.random.default_rng([seed, 1]).permutation(self.count)[:HEALTH_IMAGES]
-        return Subset(adapted_to(self.module), sorted(chosen.tolist()))
+        return Subset(dataset, sorted(chosen.tolist()))
 
 
 def open_images(settings: AdaptSettings, patch: int, batch_size: int) -> RunImages:
@@ -87,6 +113,11 @@ def open_images(settings: AdaptSettings, patch: int, batch_size: int) -> RunImag
         ImageError: If the images cannot be used.
         ConfigError: If an option does not fit them.
     """
+    if settings.class_column is not None:
+        raise ConfigError(
+            f'--class-column {settings.class_column} was given with a folder of images: it names '
+            'the classes of polygons on rasters; read the images as such by --read-as rasters.'
+        )
     root = image_root(settings.folder)
     if settings.all_images and _tested(root):
         raise ConfigError(
@@ -94,6 +125,7 @@ def open_images(settings: AdaptSettings, patch: int, batch_size: int) -> RunImag
             'the images to adapt to, and labelled ones as --labels.'
         )
     arguments = reading(settings, root, patch) | {
+        'root': settings.folder,
         'batch_size': batch_size,
         'train_on_val': settings.all_images or _tested(root) or settings.labels is not None,
     }
@@ -102,7 +134,21 @@ def open_images(settings: AdaptSettings, patch: int, batch_size: int) -> RunImag
         split = _own_split(settings, module, root)
     else:
         split = separate_split(Path(settings.labels), arguments, module)
-    return RunImages(module, arguments, split, left_out(module))
+    measured = _measure(module, settings.seed)
+    about = {'folder': settings.folder, 'bands': settings.bands, 'seed': settings.seed}
+    return RunImages(module, arguments, split, left_out(module), measured, about)
+
+
+def _measure(module: FolderDataModule, seed: int) -> BandStatistics:
+    """Measure the bands on some images, spread over the folder."""
+    folder = _folder(module)
+    chosen = np.linspace(0, len(folder), min(STATISTICS_WINDOWS, len(folder)), endpoint=False)
+    samples = (folder.pixels(int(index)) for index in chosen)
+    names = folder.bands[: len(folder.scale.low)]
+    found = (sample for sample in samples if sample is not None)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        return measure(found, names, folder.scale, (1.0, 99.0), len(chosen), seed)
 
 
 def reading(settings: AdaptSettings, root: Path, patch: int) -> dict[str, Any]:
@@ -123,7 +169,7 @@ def reading(settings: AdaptSettings, root: Path, patch: int) -> dict[str, Any]:
     options: dict[str, Any] = {
         'bands': settings.bands,
         'mode': 'rgb' if settings.grey else 'keep',
-        'num_channels': needed_channels(settings),
+        'num_channels': needed_channels(settings, root),
         'min_size': patch,
         'seed': settings.seed,
     }
@@ -138,27 +184,38 @@ def reading(settings: AdaptSettings, root: Path, patch: int) -> dict[str, Any]:
         sides = [_short_side(survey, index) for index in range(len(survey))]
         side = min(int(np.median(sides)), LARGEST_SIDE)
     cached = len(survey) * survey.num_channels * side**2 <= CACHE_BYTES
-    return options | {
-        'image_size': side,
-        'cache': 'ram' if cached else 'none',
-        'num_workers': choose_workers(settings.workers, cached),
-    }
+    scale = chosen_scale(settings)
+    return (
+        options
+        | ({} if scale is None else {'scale': scale})
+        | {
+            'image_size': side,
+            'cache': 'ram' if cached else 'none',
+            'num_workers': choose_workers(settings.workers, cached),
+        }
+    )
 
 
-def needed_channels(settings: AdaptSettings) -> int:
-    """Bands that the images must have: three, or as many as there are statistics.
+def needed_channels(settings: AdaptSettings, root: Path) -> int | None:
+    """Bands that the images must have; None for any.
+
+    Pictures have three. Of GeoTIFFs any number will do, unless mean and std are given, or said by
+    the weights' file.
+
+    Args:
+        settings: Of the run.
+        root: Folder of images.
 
     Raises:
         ConfigError: If mean and std are not given together, of one length.
     """
-    mean, std = settings.mean, settings.std
-    if mean is None and std is None:
-        return 3
-    if mean is None or std is None or len(mean) != len(std):
-        raise ConfigError(
-            f'--mean is {mean} and --std is {std}: give both, with one value for each band.'
-        )
-    return len(mean)
+    given, told = given_values(settings), weights_say(settings)
+    if given is not None:
+        return len(given.mean)
+    if told is not None:
+        return len(told.bands)
+    rasters = all(is_raster(path) for path in find_images(root, EXTENSIONS))
+    return None if rasters else 3
 
 
 def _short_side(folder: ImageFolder, index: int) -> int:
@@ -174,7 +231,7 @@ def _tested(root: Path) -> bool:
 
 
 def _opened(root: Path, arguments: dict[str, Any]) -> FolderDataModule:
-    module = FolderDataModule(root, **arguments)
+    module = FolderDataModule(**{**arguments, 'root': root})
     module.setup('fit')
     return module
 
@@ -225,7 +282,7 @@ def separate_split(
     return LabelledSplit(adapted_to(module), scored, module.classes, source, module)
 
 
-def adapted_to(module: FolderDataModule) -> Dataset[Sample]:
+def adapted_to(module: ImageDataModule) -> Dataset[Sample]:
     """Return the training images of an opened module."""
     dataset = module.train_dataset
     assert dataset is not None, 'an opened module has training images'

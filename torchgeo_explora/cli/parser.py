@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from torchgeo_explora import __version__
 from torchgeo_explora.cli import (
+    adapt_arguments,
     advise_arguments,
     analyse_arguments,
     embed_arguments,
@@ -29,14 +30,7 @@ _EXAMPLES = {
   torchgeo-explora adapt photos/ --weights dinov2_vits14.safetensors --out run1
   torchgeo-explora info run1/explora.safetensors
   torchgeo-explora predict scenes/ --model model.safetensors --out maps""",
-    'adapt': """examples:
-  torchgeo-explora adapt photos/ --weights dinov2_vits14.safetensors --out run1
-  torchgeo-explora adapt photos/ --labels labelled/ --weights timm --out run2 --epochs 20
-  torchgeo-explora adapt scenes/ --bands 3 2 1 --out run3 --preset paper --device cuda
-  torchgeo-explora adapt --out run1 --resume       go on after a crash or Ctrl-C
-
-Sub-folders are taken for classes where every image lies in one. Classes never train: they only
-tell, by probes before and after, whether the adaptation helped.""",
+    'adapt': adapt_arguments.EXAMPLES,
     'predict': predict_arguments.EXAMPLES,
     'embed': embed_arguments.EXAMPLES,
     'similar': similar_arguments.EXAMPLES,
@@ -167,14 +161,12 @@ def _recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def _adapt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folder', nargs='?', help='folder or .zip file of images')
+    adapt_arguments.add_sources(parser)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the results; new')
     parser.add_argument(
         '--resume', action='store_true', help='go on with the run in DIR, with its settings'
     )
-    parser.add_argument(
-        '--labels', metavar='FOLDER', help='labelled images for the probes, one sub-folder a class'
-    )
+    adapt_arguments.add_values(parser)
     parser.add_argument(
         '--all-images',
         action='store_true',
@@ -225,7 +217,7 @@ def _info(parser: argparse.ArgumentParser) -> None:
 
 
 def _estimate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folder', nargs='?', help='folder or .zip file of images')
+    adapt_arguments.add_sources(parser)
     parser.add_argument('--images', type=_positive, metavar='N', help='number of images instead')
     _model(parser)
     _recipe(parser)

@@ -1,9 +1,9 @@
 """Settle what a run will do, before anything is written: model, sizes, images, steps."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -11,12 +11,13 @@ from torchgeo_explora.cli import replay_model  # noqa: F401  # makes the model o
 from torchgeo_explora.cli.choices import choose_precision
 from torchgeo_explora.cli.console import say
 from torchgeo_explora.cli.images import RunImages, open_images
+from torchgeo_explora.cli.rasters import open_rasters
 from torchgeo_explora.cli.settings import AdaptSettings, weights_argument
+from torchgeo_explora.cli.values import Values, choose_values, known_values, recipe_for
 from torchgeo_explora.errors import ConfigError
-from torchgeo_explora.models import create_backbone, read_metadata
+from torchgeo_explora.models import create_backbone
 from torchgeo_explora.objectives.presets import Recipe, get_preset, recipe_fields
 from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
-from torchgeo_explora.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGES_SEEN = 48_000
 """Length of a run of preset ``small`` unless the user says otherwise."""
@@ -33,6 +34,7 @@ class Plan:
         settings: What the user asked for.
         images: What it is adapted to and scored on.
         arguments: Of the task, for ``config.yaml``.
+        values: How images are normalised.
         task: The task.
         batch_size: Images of a batch.
         steps: Batches of the whole run.
@@ -43,6 +45,7 @@ class Plan:
     settings: AdaptSettings
     images: RunImages
     arguments: dict[str, Any]
+    values: Values
     task: ExPLoRADINOv2
     batch_size: int
     steps: int
@@ -71,18 +74,21 @@ class Plan:
                 'init_args': self.arguments,
             },
             'data': {
-                'class_path': 'torchgeo_explora.datamodules.FolderDataModule',
-                'init_args': {'root': self.settings.folder, **self.images.arguments},
+                'class_path': f'torchgeo_explora.datamodules.{type(self.images.module).__name__}',
+                'init_args': self.images.arguments,
             },
         }
 
 
-def make_plan(settings: AdaptSettings, device: torch.device) -> Plan:
+def make_plan(
+    settings: AdaptSettings, device: torch.device, statistics: Path | None = None
+) -> Plan:
     """Check everything that can be checked, and build the task.
 
     Args:
         settings: What the user asked for.
         device: Where to run.
+        statistics: What was measured of the bands when the run began, of one that goes on.
 
     Raises:
         ConfigError: If an option is wrong.
@@ -94,21 +100,43 @@ def make_plan(settings: AdaptSettings, device: torch.device) -> Plan:
     )
     patch = patch_size(settings.model)
     wished = recipe.batch_size if settings.batch_size is None else settings.batch_size
-    images = open_images(settings, patch, wished)
+    images = find_images(settings, patch, wished, statistics)
     batch_size = min(wished, images.count)
     if batch_size < 2:
         raise ConfigError(
-            f'There is 1 image in a batch ({images.count} in {settings.folder}): the losses '
+            f'There is 1 image in a batch ({images.count} in {settings.images}): the losses '
             'compare images with one another, so give at least 2.'
         )
     if batch_size != wished:
         say(f'Batches hold all {batch_size} images: there are not {wished}.')
         images.module.batch_size = images.arguments['batch_size'] = batch_size
     steps = count_steps(settings, recipe, images.count, batch_size)
-    arguments = task_arguments(settings, recipe, patch, steps)
+    channels = images.module.num_channels
+    values = choose_values(settings, images.statistics, channels)
+    arguments = task_arguments(settings, recipe, patch, steps, values, images.bands)
     task = ExPLoRADINOv2(**arguments)
+    task.take_facts(images.module)
     precision = choose_precision(settings.precision, device)
-    return Plan(settings, images, arguments, task, batch_size, steps, device, precision)
+    return Plan(settings, images, arguments, values, task, batch_size, steps, device, precision)
+
+
+def find_images(
+    settings: AdaptSettings, patch: int, batch_size: int, statistics: Path | None = None
+) -> RunImages:
+    """Open what a run is adapted to: a folder of images, or windows of rasters.
+
+    Args:
+        settings: Of the run.
+        patch: Side of the model's patches in pixels.
+        batch_size: Images of a batch.
+        statistics: What was measured of the rasters' bands when the run began.
+
+    Raises:
+        ExploraError: If they cannot be used.
+    """
+    if settings.sources is not None:
+        return open_rasters(settings, patch, batch_size, statistics)
+    return open_images(settings, patch, batch_size)
 
 
 def patch_size(model: str) -> int:
@@ -143,31 +171,45 @@ def count_steps(settings: AdaptSettings, recipe: Recipe, images: int, batch_size
 
 
 def task_arguments(
-    settings: AdaptSettings, recipe: Recipe, patch: int, steps: int
+    settings: AdaptSettings,
+    recipe: Recipe,
+    patch: int,
+    steps: int,
+    values: Values,
+    bands: Sequence[str],
 ) -> dict[str, Any]:
     """Arguments of the task; those that keep the recipe's value are left out.
 
-    Crops are rounded to whole patches, since the recipes' own sizes are those of patch 14.
+    Crops are rounded to whole patches, since the recipes' own sizes are those of patch 14. Bands that
+    are no colours are neither turned grey nor change their hue.
+
+    Args:
+        settings: What the user asked for.
+        recipe: The recipe with the user's changes.
+        patch: Side of the model's patches in pixels.
+        steps: Batches of the whole run.
+        values: How images are normalised.
+        bands: Names of the bands, as far as they are known.
     """
     crops = recipe.crops
     sides = {'global_size': crops.global_size, 'local_size': crops.local_size}
     sides = {name: whole_patches(side, patch) for name, side in sides.items()}
-    mean, std = statistics(settings)
     eval_size = sides['global_size'] if settings.eval_size is None else settings.eval_size
     chosen = {
         'model': settings.model,
         'weights': weights_argument(settings.weights),
         'preset': settings.preset,
-        'in_channels': len(mean),
-        'mean': mean,
-        'std': std,
-        'bands': None if settings.bands is None else [str(band) for band in settings.bands],
+        'in_channels': len(values.mean),
+        'mean': values.mean,
+        'std': values.std,
+        'bands': list(bands) if bands and len({*bands}) == len(bands) else None,
         'eval_size': eval_size,
         'seed': settings.seed,
         'steps': steps,
         'rank': settings.rank,
         'unfreeze_blocks': settings.unfreeze,
         **sides,
+        **recipe_for(bands, crops.color_jitter),
         **settings.extra,
     }
     return {key: value for key, value in chosen.items() if value is not None}
@@ -180,13 +222,5 @@ def whole_patches(side: int, patch: int) -> int:
 
 def statistics(settings: AdaptSettings) -> tuple[list[float], list[float]]:
     """Mean and std to normalise with: given, those of the weights file, or the model's own."""
-    if settings.mean is not None and settings.std is not None:
-        return settings.mean, settings.std
-    if Path(settings.weights).is_file():
-        metadata = read_metadata(settings.weights)
-        if 'mean' in metadata and 'std' in metadata:
-            return json.loads(metadata['mean']), json.loads(metadata['std'])
-    with torch.device('meta'):
-        backbone, _ = create_backbone(settings.model)
-    own = cast('dict[str, Any]', backbone.pretrained_cfg)
-    return list(own.get('mean', IMAGENET_MEAN)), list(own.get('std', IMAGENET_STD))
+    values = known_values(settings)
+    return values.mean, values.std

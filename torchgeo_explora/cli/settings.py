@@ -13,6 +13,7 @@ import yaml
 
 from torchgeo_explora.cli.choices import parse_bands
 from torchgeo_explora.cli.parser import MODEL
+from torchgeo_explora.cli.sources import settle_sources
 from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
 
@@ -31,7 +32,7 @@ class AdaptSettings:
     """What ``adapt`` does. Fields are the command's options; None leaves a choice to the program.
 
     Args:
-        folder: Images, absolute path.
+        folder: Images, absolute path; empty for rasters.
         model: timm name.
         weights: Where to start, as the user wrote it (an absolute path where it is a file).
         preset: Recipe.
@@ -41,7 +42,7 @@ class AdaptSettings:
         rank: Rank of the low-rank updates.
         unfreeze: Blocks trained in full.
         extra: Further arguments of the task.
-        labels: Labelled images, absolute path.
+        labels: Labelled images or polygons, absolute path.
         all_images: Whether held-out images are adapted to as well.
         bands: Bands to read.
         grey: Whether a single band is repeated.
@@ -54,6 +55,16 @@ class AdaptSettings:
         precision: ``auto``, ``bf16`` or ``32``.
         workers: Processes that load images.
         checkpoint_every: Batches between checkpoints.
+        sources: Rasters, absolute paths or addresses; None for a folder of images.
+        read_as: ``images`` or ``rasters``; ``auto`` before it is looked at.
+        windows: Windows of a pass over rasters.
+        balance: How a pass is shared out over rasters.
+        min_valid: Least share of pixels with data in a window.
+        resolution: Metres to which pixels are resampled.
+        scale: Raw values that become 0 and 1.
+        class_column: Column of ``labels`` that names classes, where that is a vector file.
+        min_cover: Least share of a window that its class covers.
+        report: ``full``, or ``short`` without measures of the blocks and pictures of features.
     """
 
     folder: str
@@ -79,6 +90,24 @@ class AdaptSettings:
     precision: str = 'auto'
     workers: int | None = None
     checkpoint_every: int | None = None
+    sources: list[str] | None = None
+    read_as: str = 'auto'
+    windows: int | None = None
+    balance: float = 0.5
+    min_valid: float = 0.9
+    resolution: float | None = None
+    scale: list[float] | None = None
+    class_column: str | None = None
+    min_cover: float = 0.5
+    report: str = 'full'
+
+    @property
+    def images(self) -> str:
+        """What the images are, in words."""
+        if self.sources is None:
+            return self.folder
+        first, more = self.sources[0], len(self.sources) - 1
+        return first if more == 0 else f'{first} and {more} more rasters'
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Self:
@@ -88,9 +117,10 @@ class AdaptSettings:
             ConfigError: If there is no folder, or an option is wrong.
         """
         given = given_options(args)
-        if 'folder' not in given:
+        if not {'folder', 'sources'} & given.keys():
             raise ConfigError(
-                'No folder of images was given: name one, or go on with a run by --resume.'
+                'No folder of images was given: name one, or rasters, or go on with a run by '
+                '--resume.'
             )
         return cls(**given)
 
@@ -138,15 +168,21 @@ class AdaptSettings:
         return dataclasses.replace(self, **given)
 
 
-HARMLESS = ('workers', 'checkpoint_every')
+HARMLESS = ('workers', 'checkpoint_every', 'report')
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of :class:`AdaptSettings` that a command line gives."""
     names = {field.name for field in dataclasses.fields(AdaptSettings)}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    if given.get('sources') == []:
+        del given['sources']
+    if 'sources' in given:
+        asset = getattr(args, 'asset', None)
+        given |= settle_sources(given['sources'], given.get('read_as', 'auto'), asset)
+    given = {k: v for k, v in given.items() if v is not None}
     for name in ('folder', 'labels'):
-        if name in given:
+        if given.get(name):
             given[name] = str(Path(given[name]).expanduser().resolve())
     if 'weights' in given:
         given['weights'] = _weights(given['weights'])

@@ -78,6 +78,7 @@ class GeoTIFFFolder(DrawnImages):
         bands: Name of every band, or its index where it has none.
         num_channels: Bands of every image.
         statistics: What was measured of the bands.
+        measured_on: What that hangs on.
         scale: Values that become 0 and 1, and where they come from.
         resolution: Metres of a pixel of the images; None where that is not known or varies.
         skipped: Why rasters were left out.
@@ -120,7 +121,8 @@ class GeoTIFFFolder(DrawnImages):
         given = self._known_scale(scale)
         about: dict[str, Any] = {'length': len(self), 'balance': balance, 'min_valid': min_valid}
         about |= {'percentiles': percentiles, 'scale': scale}
-        self.statistics = self._statistics(given, percentiles, about, statistics)
+        self.measured_on = self._about(about)
+        self.statistics = self._statistics(given, percentiles, statistics)
         self.scale = self.statistics.scale
 
     def __len__(self) -> int:
@@ -169,11 +171,12 @@ class GeoTIFFFolder(DrawnImages):
         """
         return {'image': self.finish(self._readable(index, epoch))}
 
-    def read(self, window: RasterWindow) -> Pixels:
-        """Read a window, resampled to the size of the images.
+    def read(self, window: RasterWindow, side: int | None = None) -> Pixels:
+        """Read a part of a raster as a square.
 
         Args:
-            window: A square part of a raster; its ``file`` counts ``rasters``.
+            window: The part; its ``file`` counts ``rasters``.
+            side: Pixels of a side S of the result; None for the size of the images.
 
         Returns:
             (bands, S, S) of the rasters' type; pixels without data are masked.
@@ -182,7 +185,8 @@ class GeoTIFFFolder(DrawnImages):
             ImageError: If it cannot be read.
         """
         raster = self._raster(window)
-        return read_part(raster.source, window, self.image_size, raster.indexes)
+        wanted = self.image_size if side is None else side
+        return read_part(raster.source, window, wanted, raster.indexes)
 
     def finish(self, values: Pixels) -> Tensor:
         """Scale raw values to [0, 1]; pixels without data become 0.
@@ -228,23 +232,26 @@ class GeoTIFFFolder(DrawnImages):
         self,
         scale: Scale | None,
         percentiles: tuple[float, float],
-        about: Mapping[str, Any],
         kept: str | Path | None,
     ) -> BandStatistics:
         """Measure the bands, or read what was measured before on the same windows."""
         path = None if kept is None else Path(kept).expanduser()
+        if path is not None and path.is_file():
+            return read_statistics(path, self.measured_on)
+        names = self.bands[: len(self.rasters[0].indexes)]
+        found = measure(self._samples(), names, scale, percentiles, STATISTICS_WINDOWS, self.seed)
+        if path is not None:
+            write_statistics(path, found, self.measured_on)
+        return found
+
+    def _about(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What the statistics hang on, as JSON gives it back."""
         paths = [raster.source.path for raster in self.rasters]
         sides = [raster.strata.side for raster in self.rasters]
         indexes = [raster.indexes for raster in self.rasters]
-        about = {**about, 'rasters': paths, 'sides': sides, 'bands': indexes, 'seed': self.seed}
-        about = json.loads(json.dumps(about))  # as it is read again
-        if path is not None and path.is_file():
-            return read_statistics(path, about)
-        names = self.bands[: len(indexes[0])]
-        found = measure(self._samples(), names, scale, percentiles, STATISTICS_WINDOWS, self.seed)
-        if path is not None:
-            write_statistics(path, found, about)
-        return found
+        about = {**options, 'rasters': paths, 'sides': sides, 'bands': indexes, 'seed': self.seed}
+        settled: dict[str, Any] = json.loads(json.dumps(about))
+        return settled
 
     def _samples(self) -> Iterator[Pixels]:
         """Windows of the first passes, spread over them."""

@@ -183,6 +183,17 @@ class ImageFolder(NonGeoDataset):
         """
         return str(self.headers[self.tiles[index].file].path)
 
+    def pixels(self, index: int) -> Pixels | None:
+        """Raw values of a sample's bands (bands, h, w), before scaling; None where it is damaged.
+
+        Args:
+            index: Position from 0.
+        """
+        try:
+            return self._read(self.tiles[index])
+        except READ_ERRORS:
+            return None
+
     def _readable(self, index: int) -> tuple[Tensor, int]:
         """The image, or the next one that can be decoded, and its position."""
         if self._cache is not None:
