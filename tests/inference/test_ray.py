@@ -1,10 +1,12 @@
 """Work shared by the workers of a Ray cluster on this machine, one of whom is killed."""
 
+import importlib
 import importlib.util
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,6 @@ from torchgeo_explora.inference import (
     Shard,
     Tally,
     predict_rasters,
-    ray_engine,
 )
 from torchgeo_explora.inference.ray_engine import load_ray
 
@@ -107,7 +108,7 @@ def test_workers_share_all_of_the_work(tmp_path: Path, rng: np.random.Generator)
 
 
 @pytest.mark.parametrize('numbers', [{'workers': 0}, {'cores': 0}, {'gpus': -1.0}, {'retries': -1}])
-def test_impossible_workers_are_refused(numbers: dict[str, int]) -> None:
+def test_impossible_workers_are_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match='give'):
         RayCluster(**numbers)
 
@@ -125,6 +126,6 @@ def test_without_ray_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyP
     def absent(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(ray_engine.importlib, 'import_module', absent)
+    monkeypatch.setattr(importlib, 'import_module', absent)
     with pytest.raises(ConfigError, match=r'torchgeo-explora\[ray\]'):
         load_ray()

@@ -10,7 +10,8 @@ from torchgeo_explora.inference.pipeline import Tally
 from torchgeo_explora.inference.predict import PredictSettings, predict_rasters
 from torchgeo_explora.inference.raster import Georeference, RasterInfo, read_info
 from torchgeo_explora.inference.ray_engine import RayCluster
-from torchgeo_explora.inference.run import Shard, Summary
+from torchgeo_explora.inference.run import Summary
+from torchgeo_explora.inference.shards import Shard
 from torchgeo_explora.inference.similar import Found, SimilarSettings, find_similar
 
 __all__ = [

@@ -23,7 +23,8 @@ from torchgeo_explora.inference.pipeline import Runner, Tally
 from torchgeo_explora.inference.product import Product, Reading
 from torchgeo_explora.inference.raster import SETTINGS
 from torchgeo_explora.inference.ray_engine import RayCluster
-from torchgeo_explora.inference.run import RasterRun, Shard, Summary, check_model, silent
+from torchgeo_explora.inference.run import RasterRun, Summary, check_model, silent
+from torchgeo_explora.inference.shards import Shard
 from torchgeo_explora.inference.sources import find_rasters
 from torchgeo_explora.models import InputSpec
 from torchgeo_explora.models.fitted import tensors_hash

@@ -24,7 +24,8 @@ from torchgeo_explora.inference.polygons import PolygonSettings
 from torchgeo_explora.inference.product import Product, Reading
 from torchgeo_explora.inference.raster import SETTINGS, RasterInfo
 from torchgeo_explora.inference.ray_engine import RayCluster
-from torchgeo_explora.inference.run import RasterRun, Shard, Summary, check_model, silent
+from torchgeo_explora.inference.run import RasterRun, Summary, check_model, silent
+from torchgeo_explora.inference.shards import Shard
 from torchgeo_explora.inference.sources import find_rasters
 from torchgeo_explora.inference.style import class_colors
 from torchgeo_explora.inference.work import WorkFolder

@@ -21,31 +21,11 @@ from torchgeo_explora.inference.product import Product
 from torchgeo_explora.inference.raster import read_info
 from torchgeo_explora.inference.ray_engine import RayCluster, RayRun
 from torchgeo_explora.inference.ray_worker import Share
+from torchgeo_explora.inference.shards import Shard, write_plan
 from torchgeo_explora.inference.sources import Source
 from torchgeo_explora.inference.windows import Extent
 from torchgeo_explora.inference.work import WorkFolder
 from torchgeo_explora.models import TemporalViT
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A share of the work.
-
-    Args:
-        number: From 1 to ``count``.
-        count: Number of shards.
-
-    Raises:
-        ConfigError: If there is no such shard.
-    """
-
-    number: int
-    count: int
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not 1 <= self.number <= self.count:
-            raise ConfigError(f'There is no shard {self.number}/{self.count}: give 1/4 to 4/4.')
 
 
 @dataclass
@@ -169,6 +149,8 @@ class RasterRun:
             self.folder.start(
                 manifest, go_on, command=self.product.command, device=device, shard=shard
             )
+            if self.shard is not None:
+                write_plan(self.out, self._groups())
 
     def _block_limit(self, itemsize: int) -> Extent:
         product = self.product
@@ -294,11 +276,11 @@ class RasterRun:
         tally, joint = self.summary.tally, self.product.joint
         RayRun(cluster, share, tally, progress, written, joint).run(groups, complete)
 
+    def _groups(self) -> list[Group]:
+        return group_units(self.jobs, self.product.tiling.batch)
+
     def _share(self) -> list[Group]:
-        groups = group_units(self.jobs, self.product.tiling.batch)
-        if self.shard is None:
-            return groups
-        return groups[self.shard.number - 1 :: self.shard.count]
+        return self._groups() if self.shard is None else self.shard.of(self._groups())
 
     def _assemble_now(self, jobs: Sequence[Job]) -> None:
         """Write results as soon as there are the blocks, unless they wait for those of others."""
