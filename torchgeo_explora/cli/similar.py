@@ -1,6 +1,7 @@
 """``similar``: places like those that a user points at."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from torchgeo_explora.cli.backbones import open_backbone
@@ -18,8 +19,8 @@ from torchgeo_explora.inference import (
     find_similar,
 )
 from torchgeo_explora.inference.places import Places
-from torchgeo_explora.inference.similar import split_sources
-from torchgeo_explora.inference.sources import find_rasters
+from torchgeo_explora.inference.similarity import sort_sources
+from torchgeo_explora.inference.sources import Source, find_rasters
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,32 +55,38 @@ def run(args: argparse.Namespace) -> int:
     return conclude(found)
 
 
-def _embeddings(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+def _embeddings(args: argparse.Namespace) -> tuple[list[str | Source], dict[str, str]]:
     """Rasters of embeddings, made first where they are not there; and why others could not be."""
     out = Path(args.out).expanduser()
-    ready, others = split_sources(find_rasters(args.sources, out, args.asset))
+    found = sort_sources(find_rasters(args.sources, out / 'embeddings', args.asset))
     if args.weights is None:
-        if not ready:
-            raise ConfigError(
-                f'{", ".join(args.sources)} holds no embeddings: make them with `torchgeo-explora '
-                'embed`, or give --weights to have them made.'
-            )
-        if others:
-            named = ', '.join(others[:NAMED])
-            say(f'Left out {len(others)} rasters that hold no embeddings: {named}')
-        return ready, {}
-    if not others:
-        return ready, {}
+        _say_left_out(found.ready, found.others, args.sources)
+        return [*found.ready, *found.unreadable], {}
+    raw = (*found.others, *found.unreadable)
+    if not raw:
+        return [*found.ready], {}
     given = out / 'embeddings' if args.embeddings is None else Path(args.embeddings).expanduser()
-    summary = _embed(args, others, given)
+    # as the user names them, so that results keep the folders of their rasters
+    summary = _embed(args, [s.path for s in raw] if found.ready else args.sources, given)
     for path, reasons in summary.overridden.items():
         for reason in reasons:
             complain('warning', f'{path}: overridden by --force: {reason}')
     done = bool(summary.written or summary.skipped)
-    return [*ready, *([str(given)] if done else [])], summary.failed
+    return [*found.ready, *([str(given)] if done else [])], summary.failed
 
 
-def _embed(args: argparse.Namespace, sources: list[str], folder: Path) -> Summary:
+def _say_left_out(ready: Sequence[Source], others: Sequence[Source], given: Sequence[str]) -> None:
+    if others and not ready:
+        raise ConfigError(
+            f'{", ".join(given)} holds no embeddings: make them with `torchgeo-explora embed`, or '
+            'give --weights to have them made.'
+        )
+    if others:
+        named = ', '.join(source.path for source in others[:NAMED])
+        say(f'Left out {len(others)} rasters that hold no embeddings: {named}')
+
+
+def _embed(args: argparse.Namespace, sources: Sequence[str], folder: Path) -> Summary:
     device = choose_device(args.device)
     path = Path(args.weights).expanduser()
     if not path.is_file():
@@ -138,8 +145,8 @@ def conclude(found: Found) -> int:
         The status of the command.
     """
     if found.written:
-        avoided = f', and unlike {found.avoided:,}' if found.avoided else ''
-        say(f'Compared with {found.chosen:,} patches at the places given{avoided}')
+        avoided = f'; unlike {_patches(found.avoided)}' if found.avoided else ''
+        say(f'Like {_patches(found.chosen)} at the places given{avoided}')
     for written in found.written.values():
         for path in written:
             say(f'Wrote {path}')
@@ -153,6 +160,10 @@ def conclude(found: Found) -> int:
     return SOME_FAILED if found.written else NOTHING_DONE
 
 
+def _patches(count: int) -> str:
+    return '1 patch' if count == 1 else f'{count:,} patches'
+
+
 def _show(found: Found) -> None:
     best = found.places[:NAMED]
     if not best:
@@ -161,5 +172,5 @@ def _show(found: Found) -> None:
     rows = [['place', 'similarity', 'longitude', 'latitude']]
     for place in best:
         where = [f'{place[name]:.5f}' for name in ('longitude', 'latitude')]
-        rows.append([f'{place["rank"]}. {place["file"]}', f'{place["similarity"]:.3f}', *where])
+        rows.append([f'{place["rank"]}. {Path(place["file"]).stem}', f'{place["similarity"]:.3f}', *where])
     say(table(rows))

@@ -278,7 +278,8 @@ def check_values(
             continue
         unit = (values.astype(np.float64) - low[band]) / (float(high[band]) - float(low[band]))
         middle, top = float(np.median(values)), float(np.quantile(unit, 0.99))
-        if np.median(unit) > 1 or top < DARKEST:
+        beyond = float(((unit < 0) | (unit > 1)).mean())
+        if beyond > 0.5 or top < DARKEST:
             objections.object(
                 f'band {band + 1} has values around {middle:g}, and the model expects them from '
                 f'{low[band]:g} to {high[band]:g}',

@@ -1,5 +1,6 @@
 """What a command makes of rasters; how they are gone through is the same for all."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchgeo_explora.errors import ConfigError
 from torchgeo_explora.inference.jobs import Job, Tiling
 from torchgeo_explora.inference.layers import Layer
 from torchgeo_explora.inference.raster import RasterInfo
@@ -26,12 +28,26 @@ class Reading:
         scale: Raw values that become 0 and 1; None for the model's.
         aoi: Vector file; pixels outside of its polygons are left out.
         force: Override objections to rasters that do not fit.
+
+    Raises:
+        ConfigError: If the scale has no length.
     """
 
     bands: tuple[int | str, ...] | None = None
     scale: tuple[float, float] | None = None
     aoi: str | None = None
     force: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the scale."""
+        if self.scale is None:
+            return
+        low, high = self.scale
+        if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+            raise ConfigError(
+                f'The scale is {low:g} to {high:g}: give two different finite raw values, those '
+                'that become 0 and 1.'
+            )
 
 
 class Product(ABC):

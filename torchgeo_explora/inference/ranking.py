@@ -182,7 +182,8 @@ def _frame(
     }
     frame = geopandas.GeoDataFrame(content, geometry=list(outlines), crs=crs)
     if crs is not None:
-        middles = frame.geometry.centroid.to_crs('EPSG:4326')
+        centres = shapely.centroid(np.asarray(outlines, dtype=object))  # near enough in degrees
+        middles = geopandas.GeoSeries(centres, crs=crs).to_crs('EPSG:4326')
         frame['longitude'], frame['latitude'] = middles.x, middles.y
     return frame
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ READ_ERRORS = (OSError, ValueError, RasterioError)
 CACHE = 32 * 2**20
 """Bytes of GDAL's own cache, whose default is a share of all memory. It holds the tiles of several
 rows of windows, so that few are decompressed twice."""
+
+REMOTE = ('/vsicurl', '/vsis3', '/vsigs', '/vsiaz', '/vsiadls', '/vsioss', '/vsiswift', '/vsihdfs')
+"""Beginnings of paths that GDAL opens over the network."""
 
 SETTINGS: dict[str, Any] = {'GDAL_CACHEMAX': CACHE, 'GDAL_DISABLE_READDIR_ON_OPEN': 'FALSE'}
 """How rasters are opened: rasterio counts the cache in bytes; sidecar masks are found."""
@@ -156,10 +160,19 @@ def unreadable(path: str, error: BaseException) -> ImageError:
 
     Args:
         path: Of the raster.
-        error: What went wrong.
+        error: What went wrong; where it says that of another error, what that one says.
     """
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    return ImageError(f'{path} cannot be read ({reason}): give an undamaged raster.')
+    cause = error if error.__cause__ is None else error.__cause__
+    reason = ' '.join(str(cause).split()) or type(cause).__name__
+    return ImageError(f'{path} cannot be read ({reason}): {_remedy(path)}.')
+
+
+def _remedy(path: str) -> str:
+    if '://' in path or path.startswith(REMOTE):
+        return 'check the address, the connection and, where it asks for them, the credentials'
+    if not path.startswith('/vsi') and not Path(path).exists():
+        return 'check the path'
+    return 'give an undamaged raster'
 
 
 def _info(path: str, source: DatasetReader) -> RasterInfo:

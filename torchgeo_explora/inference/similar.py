@@ -23,14 +23,15 @@ from torchgeo_explora.inference.ranking import Ranking, grown, write_places
 from torchgeo_explora.inference.raster import SETTINGS, opened
 from torchgeo_explora.inference.similarity import (
     BINS,
+    HEAT_TAG,
     EmbeddingRaster,
     MeanDirection,
     Spread,
-    is_embedding,
+    list_embeddings,
     query_of,
     read_embedding,
 )
-from torchgeo_explora.inference.sources import Source, find_rasters
+from torchgeo_explora.inference.sources import Source
 from torchgeo_explora.inference.style import write_heat_qml
 from torchgeo_explora.inference.windows import Block, Interval
 from torchgeo_explora.inference.work import WorkFolder
@@ -100,7 +101,7 @@ class Found:
 
 
 def find_similar(
-    embeddings: Sequence[str | os.PathLike[str]],
+    embeddings: Sequence[str | os.PathLike[str] | Source],
     out: str | Path,
     settings: SimilarSettings,
     *,
@@ -114,7 +115,8 @@ def find_similar(
     chosen. A raster that cannot be read is named, and the others go on.
 
     Args:
-        embeddings: Rasters that ``embed`` wrote: files, folders, globs, lists in text files.
+        embeddings: Rasters that ``embed`` wrote: files, folders (pictures beside them are left
+            out), globs, lists in text files.
         out: Folder of the results.
         settings: What is looked for.
         resume: Whether results in ``out`` may be replaced by those of the same search.
@@ -128,28 +130,12 @@ def find_similar(
     """
     with rasterio.Env(**SETTINGS):
         search = _Search(Path(out).expanduser(), settings, progress)
-        search.open(find_rasters(embeddings, search.out))
+        search.open(list_embeddings(embeddings, search.folder.path))
         search.look()
         search.begin(resume)
         with search.folder.recorded():
             search.compare()
             return search.conclude()
-
-
-def split_sources(sources: Sequence[Source]) -> tuple[list[str], list[str]]:
-    """Return which rasters hold embeddings, and which do not.
-
-    Args:
-        sources: Rasters; one that cannot be opened is taken for one without.
-    """
-    ready: list[str] = []
-    others: list[str] = []
-    for source in sources:
-        try:
-            (ready if is_embedding(source.path) else others).append(source.path)
-        except ImageError:  # said by whoever has to read it
-            others.append(source.path)
-    return ready, others
 
 
 @dataclass
@@ -183,6 +169,8 @@ class _Search:
         """Read the headers, and bring the places to each raster."""
         for number, source in enumerate(sources):
             try:
+                if source.reason is not None:
+                    raise ImageError(source.reason)
                 embedding = read_embedding(source.path)
                 self._check_origin(embedding)
                 like = self._within(self.like, embedding)
@@ -319,7 +307,7 @@ class _Search:
             'TIFFTAG_SOFTWARE': f'torchgeo_explora {__version__}',
             'MODEL_WEIGHTS_SHA256': hashed,
             'EMBEDDING_BLOCKS': blocks,
-            'SIMILAR_TO': json.dumps(list(self.settings.like)),
+            HEAT_TAG: json.dumps(list(self.settings.like)),
             'SIMILAR_NOT_TO': json.dumps(list(self.settings.unlike)),
         }
 

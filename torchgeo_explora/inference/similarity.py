@@ -1,7 +1,9 @@
 """Cosines of patch embeddings to the mean of some of them, tile by tile."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,14 @@ from torchgeo_explora.inference.raster import (
     read_info,
     unreadable,
 )
+from torchgeo_explora.inference.sources import Source, find_rasters
 from torchgeo_explora.inference.windows import Block, Interval
 
 PATCH_TAG = 'EMBEDDING_PATCH'
 """Tag by which a raster of embeddings, or a picture of one, says how large its patches are."""
+
+HEAT_TAG = 'SIMILAR_TO'
+"""Tag of heat maps."""
 
 ORIGIN_TAGS = (
     'MODEL_WEIGHTS_SHA256',
@@ -124,17 +130,64 @@ def _holds_embeddings(source: DatasetReader) -> bool:
     return PATCH_TAG in source.tags() and not picture
 
 
-def is_embedding(path: str) -> bool:
-    """Whether a raster says that it holds embeddings.
+@dataclass(frozen=True)
+class Sorted:
+    """Rasters by what they hold.
 
     Args:
-        path: Of anything that GDAL opens.
+        ready: Those of embeddings.
+        others: Those of something else.
+        unreadable: Those that cannot be opened; whoever has to read them says why.
+    """
+
+    ready: tuple[Source, ...]
+    others: tuple[Source, ...]
+    unreadable: tuple[Source, ...]
+
+
+def sort_sources(sources: Sequence[Source]) -> Sorted:
+    """Look at what rasters hold.
+
+    Args:
+        sources: The rasters; heat maps among them are results, and left out.
+    """
+    kinds: dict[str, list[Source]] = {'ready': [], 'others': [], 'unreadable': []}
+    for source in sources:
+        kind = _kind(source)
+        if kind is not None:
+            kinds[kind].append(source)
+    return Sorted(**{kind: tuple(found) for kind, found in kinds.items()})
+
+
+def _kind(source: Source) -> str | None:
+    if source.reason is not None:
+        return 'unreadable'
+    try:
+        with opened(source.path) as raster:
+            tags, embeddings = raster.tags(), _holds_embeddings(raster)
+    except ImageError:
+        return 'unreadable'
+    if HEAT_TAG in tags:
+        return None
+    return 'ready' if embeddings else 'others'
+
+
+def list_embeddings(items: Sequence[str | os.PathLike[str] | Source], work: Path) -> list[Source]:
+    """List rasters of embeddings.
+
+    Args:
+        items: Rasters, or what :func:`find_rasters` takes; of the latter, rasters of something else
+            are left out where there is one of embeddings.
+        work: Folder of unfinished work, in which there are none.
 
     Raises:
-        ImageError: If it cannot be opened.
+        ConfigError: If there is none.
     """
-    with opened(path) as source:
-        return _holds_embeddings(source)
+    sources = [item for item in items if isinstance(item, Source)]
+    named = [item for item in items if not isinstance(item, Source)]
+    found = sort_sources(find_rasters(named, work) if named else [])
+    wanted = (*found.ready, *found.unreadable)
+    return [*sources, *(wanted if found.ready else (*wanted, *found.others))]
 
 
 def read_embedding(path: str) -> EmbeddingRaster:
