@@ -23,6 +23,15 @@ EXPLORA: dict[str, tuple[str, ...]] = {
         '--set', 'n_local=2', '--set', 'global_size=56', '--set', 'local_size=28',
     ),
     'probe': ('--iterations', '10', '--eval-size', '56', '--precision', '32'),
+    'analyse': (
+        '--image-size', '56', '--tokens', '64', '--probe-steps', '5', '--show', '1',
+        '--picture-size', '56',
+    ),
+    'advise': (
+        '--steps', '1', '--seeds', '1', '--ranks', '2', '--image-size', '56', '--precision', '32',
+        '--set', 'prototypes=32', '--set', 'hidden_dim=32', '--set', 'n_local=1',
+        '--set', 'global_size=56', '--set', 'local_size=28',
+    ),
 }  # fmt: skip
 """By the command of ``torchgeo-explora``."""
 
