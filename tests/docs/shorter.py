@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from torchgeo_explora.cli.parser import build_parser
+
 EXPLORA: dict[str, tuple[str, ...]] = {
     'adapt': (
         '--steps', '2', '--batch-size', '4', '--rank', '2', '--precision', '32', '--image-size', '56',
@@ -19,7 +21,7 @@ EXPLORA: dict[str, tuple[str, ...]] = {
         '--set', 'global_size=56', '--set', 'local_size=28', '--eval-size', '56',
     ),
     'estimate': (
-        '--batch-size', '2', '--set', 'prototypes=32', '--set', 'hidden_dim=32',
+        '--batch-size', '2', '--rank', '2', '--set', 'prototypes=32', '--set', 'hidden_dim=32',
         '--set', 'n_local=2', '--set', 'global_size=56', '--set', 'local_size=28',
     ),
     'probe': ('--iterations', '10', '--eval-size', '56', '--precision', '32'),
@@ -37,6 +39,10 @@ EXPLORA: dict[str, tuple[str, ...]] = {
 
 SWAPPED: dict[str, str] = {'--epochs': '--steps'}
 """Options of a page that those above exclude: they are left out with their value."""
+
+RAY = ('--engine', '--ray-address', '--workers', '--worker-cores', '--worker-gpus')
+"""Options of a cluster, which are parsed and then left out: its workers would not have the small
+models. The tests of the cluster itself are in ``tests/inference``."""
 
 ANYWHERE = ('--device', 'cuda'), ('--device', 'cpu')
 """What no test machine has, and what takes its place."""
@@ -93,14 +99,25 @@ small their settings are, only the arguments are parsed, by the script itself.""
 def shorten_explora(arguments: Sequence[str]) -> list[str]:
     """Arguments of ``torchgeo-explora`` with what makes them short."""
     command, *rest = arguments
+    if '--engine' in rest:
+        build_parser().parse_args(arguments)
+        rest = _without(rest, RAY)
     extra = EXPLORA.get(command, ())
     for left_out, instead in SWAPPED.items():
-        if instead in extra and left_out in rest:
-            place = rest.index(left_out)
-            del rest[place : place + 2]
+        if instead in extra:
+            rest = _without(rest, [left_out])
     if '--resume' in rest:
         extra = ()
     return [command, *without_cuda(rest), *extra]
+
+
+def _without(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    found = list(arguments)
+    for option in options:
+        if option in found:
+            place = found.index(option)
+            del found[place : place + 2]
+    return found
 
 
 def without_cuda(arguments: Sequence[str]) -> list[str]:

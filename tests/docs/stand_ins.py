@@ -127,7 +127,13 @@ def _polygons(path: Path, count: int = 6, side: int = 64) -> None:
             column, row = number * side + side // 2 * (part % 2), side // 2 * (part // 2)
             shapes.append(square(column + side // 8, row + side // 8, side // 4))
             names.append(('crop', 'forest')[part % 2])
-    write_polygons(path, shapes, {'kind': names, 'class': names})
+    write_polygons(path, shapes, {'kind': names, 'class': names, 'crop': names})
+
+
+def _fields(path: Path, count: int = 6, side: int = 64) -> None:
+    """A field of one of two crops on each raster that :func:`_rasters` wrote."""
+    shapes = [square(number * side, 0, side) for number in range(count)]
+    write_polygons(path, shapes, {'crop': [('wheat', 'maize')[n % 2] for n in range(count)]})
 
 
 def _landsat(path: Path) -> None:
@@ -195,7 +201,9 @@ FILES: dict[str, Callable[[Path], object]] = {
     'imagery': _rasters,
     'polygons.gpkg': _polygons,
     'buildings.gpkg': _polygons,
+    'fields.gpkg': _polygons,
     'landcover.gpkg': _polygons,
+    'fields.gpkg': _fields,
     'geotiffs': _landsat,
     'chips': _sentinel_chips,
     'scene.tif': _scene,

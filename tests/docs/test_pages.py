@@ -106,6 +106,7 @@ def desk(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     (tmp_path / 'examples').symlink_to(ROOT / 'examples')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MPLBACKEND', 'agg')
+    monkeypatch.setenv('SLURM_ARRAY_TASK_ID', '1')
     with small_models(shelf / 'downloads'):
         yield tmp_path
 
