@@ -44,12 +44,20 @@ def test_folder_without_images(
 
 
 def test_wrong_number_of_bands(weights: Path, tmp_path: Path, one_line: OneLine) -> None:
+    """Pictures have three; rasters may have any number, unless mean and std are of another."""
     folder, out = tmp_path / 'images', tmp_path / 'run'
     folder.mkdir()
     for index in range(4):
-        _raster(folder / f'{index}.tif', bands=5)
+        Image.new('L', (32, 32)).save(folder / f'{index}.png')
     text = _refused(adapt_arguments(folder, out, weights), out, one_line)
-    assert '5 bands, but 3 are needed' in text
+    assert '1 band, but 3 are needed' in text
+    rasters = tmp_path / 'rasters'
+    rasters.mkdir()
+    for index in range(4):
+        _raster(rasters / f'{index}.tif', bands=5)
+    values = ['--mean', *['0.5'] * 4, '--std', *['0.2'] * 4]
+    text = _refused(adapt_arguments(rasters, out, weights, *values), out, one_line)
+    assert '5 bands of uint8, but 4 are needed' in text
 
 
 def test_bands_can_be_chosen_or_described(weights: Path, tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from timm.models.vision_transformer import VisionTransformer, _create_vision_tra
 from torchgeo.main import main
 
 from tests.data.chesapeake.data import write_chesapeake, write_naip
-from tests.data.polygons.data import write_fields
+from tests.data.polygons.data import noise, write, write_fields
 from tests.data.spacenet1.data import write_spacenet1
 from tests.tasks.test_configs import CONFIGS
 from tests.tasks.toy import CONF
-from torchgeo_explora.models import load_model
+from torchgeo_explora.models import load_model, read_input
 
 DRIVEN_CONFIGS = {
-    'explora_naip', 'explora_spacenet1', 'segment_folder', 'segment_naip_chesapeake',
+    'explora_geotiff', 'explora_naip', 'explora_spacenet1', 'segment_folder', 'segment_naip_chesapeake',
     'segment_spacenet1',
 }  # fmt: skip
 
@@ -76,6 +76,25 @@ def test_pretraining(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     main(['fit', *arguments])  # in one go: the same images, the same weights
     unbroken = load_file(out / 'explora.safetensors')
     assert all(resumed[key].equal(value) for key, value in unbroken.items())
+
+
+def test_windows_of_any_rasters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off and resumed, the run ends with the weights of one that never stopped."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / 'data' / 'a.tif', noise(3, 150, 240))
+    write(tmp_path / 'data' / 'b.tif', noise(3, 100, 100), crs=None)
+    name, out = 'explora_geotiff', tmp_path / 'output' / 'explora_geotiff'
+    arguments = _arguments(name, tmp_path, {'init_args': {'sources': tmp_path / 'data'}})
+    main(['fit', *arguments, '--trainer.max_steps', '1'])
+    main(['fit', *arguments, '--ckpt_path', str(out / 'checkpoints' / 'last.ckpt')])
+    resumed = load_file(out / 'explora.safetensors')
+    told = read_input(out / 'explora.safetensors')
+    assert (told.bands, told.scale) == (('red', 'green', 'blue'), ((0, 255),) * 3)
+    measured = (out / 'statistics.json').read_bytes()
+    main(['fit', *arguments])
+    unbroken = load_file(out / 'explora.safetensors')
+    assert all(resumed[key].equal(value) for key, value in unbroken.items())
+    assert (out / 'statistics.json').read_bytes() == measured
 
 
 def _drive(name: str, arguments: list[str], out: Path) -> list[dict[str, str]]:

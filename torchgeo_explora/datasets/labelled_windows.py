@@ -24,6 +24,12 @@ MASK_SIDE = 64
 
 IGNORED = 255
 
+DRAWS = 10
+"""Divisions of the ground that are tried before it is said to be too little."""
+
+type Parts = dict[str, list[tuple[RasterWindow, int]]]
+"""Windows with their class, reference and scored."""
+
 
 class LabelledWindows(NonGeoDataset):
     """Windows of rasters, side by side, whose larger part lies in polygons of one class.
@@ -82,10 +88,8 @@ class LabelledWindows(NonGeoDataset):
             )
         self._masks = PolygonMasks(polygons, self._places, background=False, ignore_index=IGNORED)
         self.classes = list(self._masks.classes)
-        parts = self._divide(fraction, seed)
-        _check_parts(parts, self.classes, path)
-        self._parts = parts
-        self.windows, self.labels = _unzip(parts[split])
+        self._parts = self._settle(fraction, seed, path)
+        self.windows, self.labels = _unzip(self._parts[split])
 
     def with_split(self, split: Literal['reference', 'scored']) -> 'LabelledWindows':
         """The other split, without reading anything again.
@@ -126,7 +130,25 @@ class LabelledWindows(NonGeoDataset):
         image = self.images.finish(self.images.read(self.windows[index]))
         return {'image': image, 'label': self.labels[index]}
 
-    def _divide(self, fraction: float, seed: int) -> dict[str, list[tuple[RasterWindow, int]]]:
+    def _settle(self, fraction: float, seed: int, path: Path) -> Parts:
+        """Draw the parts of the ground, again where one has too few classes by bad luck."""
+        for draw in range(DRAWS):
+            parts = self._divide(fraction, seed + draw)
+            both = _common(parts)
+            if len(both) >= 2:
+                break
+        else:
+            names = ', '.join(self.classes[label] for label in sorted(both)) or 'none'
+            raise LabelError(
+                f'Of the {len(self.classes)} classes of {path} those with windows in both parts of '
+                f'the ground are {names}, and at least 2 are needed: give more polygons or rasters, '
+                'a smaller image size, or leave the labels out.'
+            )
+        known = {label for _, label in parts['reference']}
+        scored = [(window, label) for window, label in parts['scored'] if label in known]
+        return {**parts, 'scored': scored}
+
+    def _divide(self, fraction: float, seed: int) -> Parts:
         still = self.images.side_by_side()
         windows = [still.window(index) for index in range(len(still))]
         windows = [window for window, _ in self._labelled(windows)]
@@ -181,17 +203,6 @@ def _unzip(part: Sequence[tuple[RasterWindow, int]]) -> tuple[list[RasterWindow]
     return [window for window, _ in part], labels
 
 
-def _check_parts(
-    parts: dict[str, list[tuple[RasterWindow, int]]], classes: Sequence[str], path: Path
-) -> None:
-    """Take classes out that cannot be scored; refuse what is then no classification."""
-    known = {label for _, label in parts['reference']}
-    parts['scored'] = [(window, label) for window, label in parts['scored'] if label in known]
-    both = known & {label for _, label in parts['scored']}
-    if len(both) < 2:
-        names = ', '.join(classes[label] for label in sorted(both)) or 'none'
-        raise LabelError(
-            f'Of the {len(classes)} classes of {path} those with windows in both parts of the '
-            f'ground are {names}, and at least 2 are needed: give more polygons or rasters, a '
-            'smaller image size, or leave the labels out.'
-        )
+def _common(parts: Parts) -> set[int]:
+    """Classes that have windows in both parts."""
+    return set.intersection(*({label for _, label in part} for part in parts.values()))
