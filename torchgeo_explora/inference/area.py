@@ -7,6 +7,7 @@ import geopandas
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio import Affine
 from rasterio.features import rasterize
@@ -14,6 +15,7 @@ from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
 from torchgeo_explora.errors import ConfigError, ImageError
+from torchgeo_explora.inference.meridian import bring, over
 from torchgeo_explora.inference.raster import RasterInfo
 from torchgeo_explora.inference.windows import Block
 
@@ -86,7 +88,8 @@ class AreaOfInterest:
             )
         kinds = frame.geometry.geom_type
         chosen = frame.geometry[kinds.isin(['Polygon', 'MultiPolygon'])]
-        mended = shapely.make_valid(np.asarray(chosen.array, dtype=object))
+        drawn = np.asarray(chosen.array, dtype=object)
+        mended = shapely.make_valid(drawn, method='structure', keep_collapsed=False)
         self.polygons = geopandas.GeoSeries(mended, crs=frame.crs)
         if self.polygons.empty:
             raise ConfigError(f'{self.path} has no polygon: draw at least one.')
@@ -109,15 +112,21 @@ class AreaOfInterest:
                 f'{info.path} has no coordinate reference system or no transform, and so cannot be '
                 'cut to an area: leave --aoi out, or warp the raster first.'
             )
+        system = CRS.from_wkt(crs.to_wkt())
         try:
-            union = self.polygons.to_crs(crs.to_wkt()).union_all()
-        except ProjError as error:
+            area = bring(self.polygons, system)
+        except (ConfigError, ProjError) as error:
             raise ImageError(f'{self.path} cannot be brought to {info.path} ({error}).') from error
-        inverse = ~info.place.transform
-        matrix = [inverse.a, inverse.b, inverse.d, inverse.e, inverse.c, inverse.f]
-        pixels = affine_transform(union, matrix)
-        if not pixels.intersects(shapely.box(0, 0, info.extent.width, info.extent.height)):
+        place = info.place.transform
+        box = shapely.box(0, 0, info.extent.width, info.extent.height)
+        area = over(area, affine_transform(box, _matrix(place)), system)
+        if area.is_empty:
             raise ImageError(
                 f'{info.path} lies outside of {self.path}: give an area that meets the raster.'
             )
-        return PixelArea(pixels)
+        return PixelArea(affine_transform(area, _matrix(~place)))
+
+
+def _matrix(place: Affine) -> list[float]:
+    """What shapely wants of a transform."""
+    return [place.a, place.b, place.d, place.e, place.c, place.f]
