@@ -18,8 +18,8 @@ _FENCE = re.compile(
     r'^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence)$',
     re.MULTILINE | re.DOTALL,
 )
-PROGRAMS = ('torchgeo-explora', 'torchgeo', 'python')
-"""What a block may call that is then run in this process; a shell runs all else."""
+PROGRAMS = ('torchgeo-explora', 'torchgeo', 'python', 'pip')
+"""What a block may call that is then looked at in this process; a shell runs all else."""
 
 
 @dataclass(frozen=True)

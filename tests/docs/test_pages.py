@@ -15,6 +15,7 @@ import runpy
 import shutil
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -181,9 +182,20 @@ def _call(call: Call, desk: Path) -> None:
     elif call.program == 'torchgeo':
         with contextlib.suppress(*_PRINTED if '--print_config' in arguments else ()):
             torchgeo.main.main(shorten_torchgeo(arguments, desk))
+    elif call.program == 'pip':
+        _check_extras(arguments)
     else:
         _call_python(arguments)
     _note(f'    {time.process_time() - start:.1f} s {call}')
+
+
+def _check_extras(arguments: Sequence[str]) -> None:
+    """What a page installs is this package with extras that it has."""
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+    for item in arguments[1:]:
+        found = re.fullmatch(r'torchgeo-explora(?:\[([\w,]+)\])?', item)
+        assert found is not None, f'{item} is installed by a page'
+        assert set((found[1] or '').split(',')) - {''} <= project['optional-dependencies'].keys()
 
 
 def _note(line: str) -> None:
