@@ -72,6 +72,8 @@ def write(args: argparse.Namespace, given: Path, out: Path) -> int:
 
 def _check(args: argparse.Namespace, out: Path) -> None:
     """Refuse before anything is computed what could not be finished."""
+    if args.to == 'pt2' and args.resolution is not None:
+        raise ConfigError('--resolution is for onnx and stac: a .pt2 file does not tell it.')
     if args.resolution is not None and not 0 < args.resolution < float('inf'):
         raise ConfigError(f'--resolution is {args.resolution}: give metres, above 0.')
     if args.bands is not None and args.chip is None:
@@ -136,7 +138,7 @@ def introduce(path: Path, model: PortableModel, args: argparse.Namespace) -> Non
         f'({", ".join(spec.images.bands)}), {spec.model}, {spec.parameters:,} weights'
     )
     say(f'Tiles of {spec.side} x {spec.side} pixels, standardised, in batches of any size')
-    if args.resolution is None and metres_of(spec) is None:
+    if args.to != 'pt2' and args.resolution is None and metres_of(spec) is None:
         complain(
             'warning',
             'the size of a pixel in metres is not known, so that none is written: give it as '
@@ -167,8 +169,9 @@ def read_chip(file: str, model: PortableModel, bands: list[str] | None) -> Tenso
     info, images, side = read_info(file), model.spec.images, model.spec.side
     wanted = None if bands is None else parse_bands(bands)
     fit = fit_raster(info, images, wanted, force=True)  # any values do to compare two models
-    for reason in fit.overridden:
-        complain('warning', f'{file} does not fit the model: {reason}; compared all the same.')
+    if fit.overridden:
+        reasons = '; '.join(fit.overridden)
+        complain('warning', f'{file} does not fit the model: {reasons}; compared all the same.')
     rows, columns = (_middle(length, side) for length in (info.extent.height, info.extent.width))
     with opened(info.path) as source:
         pixels = read_block(source, info, fit.selection, Block(rows, columns))
