@@ -28,7 +28,7 @@ def arguments(sources: list[Path], out: Path, weights: Path, *more: str) -> list
     """Arguments of a run of a few seconds on windows of 32 pixels."""
     return [
         'adapt', *map(str, sources), '--out', str(out), '--model', MODEL, '--weights', str(weights),
-        '--steps', '4', '--batch-size', '8', '--rank', '4', '--precision', '32', '--device', 'cpu',
+        '--steps', '4', '--batch-size', '24', '--rank', '4', '--precision', '32', '--device', 'cpu',
         '--image-size', '32', '--report', 'short', *SMALL, *more,
     ]  # fmt: skip
 

@@ -32,6 +32,11 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         help='whether SOURCE is a folder of images, or rasters to draw windows from (default: by '
         'what is there)',
     )
+    parser.add_argument('--asset', metavar='NAME', help='asset of STAC items')
+    _add_windows(parser)
+
+
+def _add_windows(parser: argparse.ArgumentParser) -> None:
     rasters = parser.add_argument_group('windows of rasters')
     rasters.add_argument(
         '--windows', type=int, metavar='N', help='windows of a pass (default: what fits in)'
@@ -55,7 +60,6 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         metavar='M',
         help='metres to which pixels are resampled (default: as they are)',
     )
-    rasters.add_argument('--asset', metavar='NAME', help='asset of STAC items')
 
 
 def add_values(parser: argparse.ArgumentParser) -> None:

@@ -29,10 +29,8 @@ def open_rasters(
         LabelError: If the labels cannot be used.
     """
     _check(settings)
-    images, arguments = _look(settings, patch, statistics)
-    if settings.windows is None and len(images) < batch_size:
-        # draws are not limited to what stands side by side: batches are full
-        images, arguments = _look(settings, patch, statistics, batch_size)
+    # draws are not limited to what stands side by side: batches are full
+    images, arguments = _look(settings, patch, statistics, batch_size)
     workers = choose_workers(settings.workers, cached=False)
     module = GeoTIFFDataModule(**arguments, batch_size=batch_size, num_workers=workers)
     module.take(images)
@@ -62,7 +60,7 @@ def _check(settings: AdaptSettings) -> None:
 
 
 def _look(
-    settings: AdaptSettings, patch: int, statistics: Path | None, length: int | None = None
+    settings: AdaptSettings, patch: int, statistics: Path | None, batch_size: int
 ) -> tuple[GeoTIFFFolder, dict[str, Any]]:
     given, told = given_values(settings), weights_say(settings)
     count = len(given.mean) if given is not None else None if told is None else len(told.bands)
@@ -71,7 +69,7 @@ def _look(
         'image_size': settings.image_size,
         'bands': settings.bands,
         'mode': 'rgb' if settings.grey else 'keep',
-        'length': settings.windows if length is None else length,
+        'length': settings.windows,
         'balance': settings.balance,
         'min_valid': settings.min_valid,
         'scale': chosen_scale(settings),
@@ -83,7 +81,7 @@ def _look(
     with warnings.catch_warnings():
         # what is left out is said in one list
         warnings.filterwarnings('ignore', message=r'\d+ of \d+ rasters are left out')
-        images = GeoTIFFFolder(**arguments, statistics=statistics)
+        images = GeoTIFFFolder(**arguments, statistics=statistics, min_length=batch_size)
     return images, arguments | {'image_size': images.image_size, 'length': len(images)}
 
 

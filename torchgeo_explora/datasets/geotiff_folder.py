@@ -55,7 +55,7 @@ class GeoTIFFFolder(DrawnImages):
             windows of its short side, enlarged.
         bands: 1-based indexes or names of the bands to read, in this order; None for all but alpha.
         mode: ``keep`` the bands, or ``rgb``: a single band is repeated three times.
-        length: Windows of a pass; None for as many as fit side by side.
+        length: Windows of a pass; None for as many as fit side by side, and at least ``min_length``.
         balance: How a pass is shared out over rasters: 1 by their area with data, 0 for as many of
             each, between by a power of the area.
         min_valid: Least share of pixels with data in a window.
@@ -66,6 +66,7 @@ class GeoTIFFFolder(DrawnImages):
         min_size: Smallest side of a raster in pixels, for example one patch.
         statistics: File that keeps what was measured; read where it is there, else written.
         seed: Seed of all draws.
+        min_length: Least windows of a pass where ``length`` is None, for instance those of a batch.
 
     Raises:
         ImageError: If there is no readable raster with data, or rasters are of different kinds or of
@@ -101,6 +102,7 @@ class GeoTIFFFolder(DrawnImages):
         min_size: int = 1,
         statistics: str | Path | None = None,
         seed: int = 0,
+        min_length: int = 1,
     ) -> None:
         _check(image_size, mode, length, min_valid, percentiles, resolution, seed)
         items = [sources] if isinstance(sources, str | Path) else list(sources)
@@ -115,7 +117,8 @@ class GeoTIFFFolder(DrawnImages):
         self.image_size, self.resolution = found.image_size, found.resolution
         self.num_channels = len(self.bands)
         areas = [raster.strata.windows for raster in self.rasters]
-        counts = share_out(areas, sum(areas) if length is None else length, balance)
+        total = max(sum(areas), min_length) if length is None else length
+        counts = share_out(areas, total, balance)
         self._draw = WindowDraw([raster.strata for raster in self.rasters], counts, seed)
         self._fixed: list[RasterWindow] | None = None
         given = self._known_scale(scale)
