@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,10 @@ def _parts(module: nn.Module) -> list[nn.Module]:
 
 
 def _recompute(
-    module: nn.Module, forward: Callable[..., Tensor], *args: object, **kwargs: object
+    module: nn.Module,
+    forward: Callable[..., Tensor],
+    *args: object,
+    **kwargs: Any,  # noqa: ANN401  # the module's own
 ) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _spare_statistics(module)
