@@ -18,12 +18,14 @@ EXPLORA: dict[str, tuple[str, ...]] = {
     'adapt': (
         '--steps', '2', '--batch-size', '4', '--rank', '2', '--precision', '32', '--image-size', '56',
         '--set', 'prototypes=32', '--set', 'hidden_dim=32', '--set', 'n_local=2',
-        '--set', 'global_size=56', '--set', 'local_size=28', '--eval-size', '56',
+        '--set', 'global_size=56', '--set', 'local_size=28', '--eval-size', '56', '--report', 'short',
     ),
     'estimate': (
         '--batch-size', '2', '--rank', '2', '--set', 'prototypes=32', '--set', 'hidden_dim=32',
         '--set', 'n_local=2', '--set', 'global_size=56', '--set', 'local_size=28',
     ),
+    'embed': ('--window', '56'),
+    'similar': ('--window', '56'),
     'probe': ('--iterations', '10', '--eval-size', '56', '--precision', '32'),
     'analyse': (
         '--image-size', '56', '--tokens', '64', '--probe-steps', '5', '--show', '1',

@@ -27,10 +27,14 @@ from torchgeo_explora._typing import GridSize
 from torchgeo_explora.datasets import SyntheticScenes
 from torchgeo_explora.layers.sincos import sincos_grid
 from torchgeo_explora.models import (
+    FeatureOrigin,
     ModelSpec,
+    backbone_fingerprint,
     build_classifier,
     build_decoder,
     create_backbone,
+    fit_feature_reference,
+    pooled_features,
     save_backbone,
     save_model,
 )
@@ -190,6 +194,16 @@ def _fitted(path: Path) -> None:
     save_model(build_classifier(backbone, num_classes=2), spec, path)
 
 
+def _reference(path: Path) -> None:
+    """The features of the images that the classifier was fitted on."""
+    vit, _ = create_backbone('vit_small_patch14_dinov2', seed=0, img_size=56)
+    images = torch.rand((24, 3, 56, 56), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = pooled_features(vit.eval(), images)
+    origin = FeatureOrigin('vit_small_patch14_dinov2', backbone_fingerprint(vit), 56)
+    fit_feature_reference(features, origin).save(path)
+
+
 FILES: dict[str, Callable[[Path], object]] = {
     'photos': _images,
     'labelled': _images,
@@ -201,15 +215,17 @@ FILES: dict[str, Callable[[Path], object]] = {
     'imagery': _rasters,
     'polygons.gpkg': _polygons,
     'buildings.gpkg': _polygons,
-    'fields.gpkg': _polygons,
     'landcover.gpkg': _polygons,
-    'fields.gpkg': _fields,
+    'fields.gpkg': _polygons,
+    'crops.gpkg': _fields,
+    'quarries.gpkg': _polygons,
     'geotiffs': _landsat,
     'chips': _sentinel_chips,
     'scene.tif': _scene,
     'dinov2_vits14.safetensors': _weights,
     'base.safetensors': _weights,
     'model.safetensors': _fitted,
+    'features.safetensors': _reference,
     'run1/explora.safetensors': _adapted,
     'output/explora_eurosat/explora.safetensors': _adapted,
     'output/explora_folder/explora.safetensors': _adapted,
