@@ -1,9 +1,9 @@
 """Show a map where windows meet, for several overlaps, and measure what can be seen there.
 
 Run by hand: ``python -m tests.benchmarks.seams SCENE MODEL --out seams.png --bands 5 3 2``. Every panel
-is the probability of the last class around the corner of four windows of the map without overlap,
+is the probability of the last class around one place, best on the border of windows without overlap,
 enlarged without smoothing. Below it stands how much neighbouring pixels differ across the borders of
-those windows, as a multiple of the difference elsewhere: 1 for a map in which borders do not show.
+the map's own windows, as a multiple of the difference elsewhere: 1 where borders do not show.
 """
 
 import argparse
@@ -20,6 +20,7 @@ mpl.use('Agg')
 import matplotlib.pyplot as plt
 
 from torchgeo_explora.inference import PredictSettings, predict_rasters
+from torchgeo_explora.inference.windows import overlapping_windows
 from torchgeo_explora.models import load_model
 
 ZOOM = 8
@@ -51,17 +52,20 @@ def probabilities(scene: Path, model: Path, bands: list[int] | None, overlap: fl
     return values
 
 
-def seam_contrast(values: Map, size: int) -> float:
+def seam_contrast(values: Map, size: int, overlap: float) -> float:
     """Return the difference across borders of windows, as a multiple of that elsewhere.
 
     Args:
         values: (height, width).
-        size: Side of windows without overlap.
+        size: Side of the windows.
+        overlap: Of the windows, as a fraction.
     """
     across, elsewhere = [], []
-    for axis in (0, 1):
+    for axis, length in enumerate(values.shape):
         jumps = np.abs(np.diff(values, axis=axis))
-        borders = np.arange(1, jumps.shape[axis] + 1) % size == 0
+        spans = overlapping_windows(length, size, round(overlap * size)).spans
+        ends = {end for span in spans for end in (span.output.first, span.output.stop)}
+        borders = np.isin(np.arange(1, length), sorted(ends))
         across.append(np.compress(borders, jumps, axis=axis).ravel())
         elsewhere.append(np.compress(~borders, jumps, axis=axis).ravel())
     return float(np.nanmean(np.concatenate(across)) / np.nanmean(np.concatenate(elsewhere)))
@@ -76,7 +80,7 @@ def main() -> None:
     parser.add_argument('--bands', type=int, nargs='+')
     parser.add_argument('--overlaps', type=float, nargs='+', default=[0.0, 0.25, 0.5])
     parser.add_argument('--side', type=int, default=48, help='pixels of the raster that are shown')
-    parser.add_argument('--corner', type=int, nargs=2, help='row and column of the corner shown')
+    parser.add_argument('--corner', type=int, nargs=2, help='row and column that are shown')
     args = parser.parse_args()
     size = load_model(args.model)[1].image_size
     row, column = (size, size) if args.corner is None else args.corner
@@ -88,7 +92,7 @@ def main() -> None:
     )
     for axis, overlap in zip(np.atleast_1d(axes), args.overlaps, strict=True):
         values = probabilities(args.scene, args.model, args.bands, overlap)
-        contrast = seam_contrast(values, size)
+        contrast = seam_contrast(values, size, overlap)
         print(f'overlap {overlap:g}: difference across borders {contrast:.2f} x elsewhere')
         axis.imshow(values[part], cmap='viridis', vmin=0, vmax=1, interpolation='nearest')
         axis.set_title(f'overlap {overlap:g}')
