@@ -87,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
             ) from None
         pictures = draw(args, models, images, side, device)
         facts = _facts(args, models, images, side)
-        written = write_analysis(out, measured, pictures, facts, f'Analysis of {args.images}')
+        written = write_analysis(
+            out, measured, pictures, facts, f'Block by block on {Path(args.images).name}'
+        )
         record.add(files=written)
     shutil.rmtree(out / WORK, ignore_errors=True)
     for path in written:
