@@ -179,11 +179,13 @@ def loading_code(facts: CardFacts) -> str:
 def _lead(facts: CardFacts) -> str:
     what = {
         'backbone': 'gives features of images',
-        'classification': f'tells {len(facts.classes)} classes of images apart',
-        'segmentation': f'gives every pixel one of {len(facts.classes)} classes',
+        'classification': f'gives images one of {len(facts.classes)} classes',
+        'segmentation': f'gives every pixel of images one of {len(facts.classes)} classes',
     }[facts.task]
+    count = len(facts.inputs.bands)
+    bands = 'one band' if count == 1 else f'{count} bands'
     return (
-        f'A vision transformer (`{facts.model}`) that {what} of {len(facts.inputs.bands)} bands. '
+        f'A vision transformer (`{facts.model}`) that {what}. It sees {bands}. '
         f'{facts.method} Made with torchgeo-explora {__version__}.'
     )
 
