@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from torchgeo_explora._figures import INK, LINE, new_figure, tidy
+from torchgeo_explora._figures import LINE, new_figure, tidy
 from torchgeo_explora.cli.adapt_study import picture
 from torchgeo_explora.cli.picture import curve, draw_loss
 from torchgeo_explora.cli.training import Metrics
@@ -25,8 +25,6 @@ MOST_RASTERS = 6
 MOST_WINDOWS = 120
 THUMBNAIL = 420
 """Pixels of a side of a raster's picture."""
-
-COLUMNS = 3
 
 
 def windows_seen(images: GeoTIFFFolder, seen: int) -> dict[int, list[RasterWindow]]:
@@ -44,22 +42,22 @@ def windows_seen(images: GeoTIFFFolder, seen: int) -> dict[int, list[RasterWindo
     return dict(found)
 
 
-def draw_windows(images: GeoTIFFFolder, seen: dict[int, list[RasterWindow]]) -> Figure:
-    """Draw where windows lie on the rasters that gave the most.
+def draw_windows(
+    images: GeoTIFFFolder, seen: dict[int, list[RasterWindow]]
+) -> list[tuple[Figure, str]]:
+    """Draw where windows lie on the rasters that gave the most, with the names of these.
 
     Args:
         images: The rasters.
         seen: Windows by raster.
     """
     files = sorted(seen, key=lambda file: len(seen[file]), reverse=True)[:MOST_RASTERS]
-    columns = min(len(files), COLUMNS)
-    rows = -(-len(files) // columns)
-    figure = new_figure(3.6 * columns, 3.7 * rows)
-    for place, file in enumerate(files):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        _draw_raster(axes, images, file, seen[file])
-    figure.tight_layout()
-    return figure
+    figures = []
+    for file in files:
+        figure = new_figure(4.6, 4.4)
+        _draw_raster(figure.add_subplot(), images, file, seen[file])
+        figures.append((figure, Path(images.rasters[file].source.path).name))
+    return figures
 
 
 def _draw_raster(
@@ -77,11 +75,7 @@ def _draw_raster(
     axes.set_ylim(height, 0)
     axes.set_xticks([])
     axes.set_yticks([])
-    name = Path(source.path).name
-    short = name if len(name) <= 30 else f'{name[:27]}...'
-    axes.set_title(
-        f'{short}\n{len(windows):,} windows, {len(chosen)} drawn', fontsize=8.5, color=INK
-    )
+    tidy(axes, f'{len(windows):,} windows, {len(chosen):,} of them drawn')
 
 
 def thumbnail(images: GeoTIFFFolder, file: int) -> NDArray[np.float32]:
@@ -139,27 +133,34 @@ def draw_histograms(found: BandStatistics) -> Figure:
     return figure
 
 
-def draw_course(metrics: Metrics) -> Figure:
+def draw_course(metrics: Metrics) -> list[tuple[Figure, str]]:
     """Draw losses, rank, spread, drift and, where there are labels, neighbours over the run.
 
     Args:
         metrics: By step and name.
+
+    Returns:
+        Figures, and what each shows.
     """
-    panels = [panel for panel in _PANELS if _columns(metrics, panel[0])]
-    count = len(panels) + 1
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure = new_figure(3.9 * columns, 2.8 * rows)
-    draw_loss(figure.add_subplot(rows, columns, 1), metrics)
-    for place, (name, title, factor) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, place + 2)
-        for column in _columns(metrics, name):
-            steps, values = curve(metrics, column)
-            axes.plot(steps, factor * np.array(values), '.-', color=LINE)
-        tidy(axes, title)
-        axes.set_xlabel('step', fontsize=9)
-    figure.tight_layout()
-    return figure
+    figures = [(new_figure(4.6, 3.0), 'Losses')]
+    draw_loss(figures[0][0].add_subplot(), metrics)
+    for name, title, factor in _PANELS:
+        columns = _columns(metrics, name)
+        if columns:
+            figure = new_figure(4.6, 3.0)
+            _draw_panel(figure.add_subplot(), metrics, columns, title, factor)
+            figures.append((figure, title))
+    return figures
+
+
+def _draw_panel(
+    axes: Axes, metrics: Metrics, columns: Sequence[str], title: str, factor: float
+) -> None:
+    for column in columns:
+        steps, values = curve(metrics, column)
+        axes.plot(steps, factor * np.array(values), '.-', color=LINE)
+    tidy(axes, title)
+    axes.set_xlabel('step', fontsize=9)
 
 
 _PANELS: tuple[tuple[str, str, float], ...] = (

@@ -150,10 +150,12 @@ def _windows(page: Page, module: GeoTIFFDataModule, seen: int) -> None:
     header = ('raster', 'columns', 'rows', 'type', 'pixel', 'windows seen')
     more = len(images.rasters) - len(rows)
     page.table(rows, header, f'and {more} more' if more > 0 else '')
-    page.figure(
-        draw_windows(images, windows),
-        'Where windows were drawn, on the rasters that gave the most. White is without data.',
-        'Small pictures of the rasters with the outlines of windows on them',
+    page.text('Where windows were drawn, on the rasters that gave the most. White is without data.')
+    page.pictures(
+        [
+            (figure, name, f'Picture of {name} with the outlines of windows on it')
+            for figure, name in draw_windows(images, windows)
+        ]
     )
 
 
@@ -164,8 +166,9 @@ def _values(page: Page, plan: Plan) -> None:
         'given': 'given, or said by the weights',
         'percentiles': 'percentiles 1 and 99',
     }
+    what = 'images' if plan.settings.sources is None else 'windows'
     page.heading('The values of the bands').text(
-        f'Measured on {found.images} images, {found.pixels:,} pixels. What becomes 0 and 1: '
+        f'Measured on {found.images} {what}, {found.pixels:,} pixels. What becomes 0 and 1: '
         f'{sources[found.source]}. Mean and std that the model is given: {values.source} '
         f'({", ".join(f"{v:.3f}" for v in values.mean)} and '
         f'{", ".join(f"{v:.3f}" for v in values.std)}).'
@@ -194,13 +197,10 @@ def _course(page: Page, folder: RunFolder, report: dict[str, Any]) -> None:
         return
     page.text(
         'The losses alone do not tell how a run goes: those of a collapsing run can look fine. Rank '
-        'and spread of the features fall when images become alike.'
+        'and spread of the features fall when images become alike. The base stands at step 0.'
     )
-    page.figure(
-        draw_course(read_metrics(path)),
-        f'{report["steps"]:,} steps; the base stands at step 0.',
-        'Curves of losses, effective rank, spread and drift over the steps',
-    )
+    curves = draw_course(read_metrics(path))
+    page.pictures([(figure, '', f'{what} over the steps') for figure, what in curves])
 
 
 def _changed(page: Page, report: dict[str, Any]) -> None:
