@@ -25,7 +25,7 @@ def picture(path: Path) -> NDArray[np.uint8]:
 def layer(path: Path) -> np.ma.MaskedArray[tuple[int, ...], np.dtype[np.generic]]:
     """The first band of a raster, masked where it has no data (height, width)."""
     with rasterio.open(path) as file:
-        return file.read(1, masked=True)
+        return np.ma.MaskedArray(file.read(1), mask=file.read_masks(1) == 0)
 
 
 def show(axis: Axes, values: NDArray[np.generic], title: str, **options: object) -> None:
