@@ -15,7 +15,7 @@ from torchgeo_explora.models.input_spec import BYTES, timm_values
 DARKEST, BRIGHTEST = 0.005, 0.995
 """Mean of all bands beyond which raw values are those of another unit or sensor."""
 
-_COLOURS = (('red', 'green', 'blue'), ('r', 'g', 'b'), ('b04', 'b03', 'b02'))
+_COLOURS = (('red', 'green', 'blue'), ('r', 'g', 'b'), ('b4', 'b3', 'b2'))
 
 
 @dataclass(frozen=True)
