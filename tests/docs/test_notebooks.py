@@ -16,7 +16,7 @@ SMALL: dict[str, dict[str, str]] = {
 }
 PARTS: dict[str, tuple[str, ...]] = {
     'adapt_and_judge': ('480 images to adapt to', 'kNN, k = 20', 'one standard error is'),
-    'multispectral': ('held out', 'becomes 0', 'tensor('),
+    'multispectral': ('held out', 'becomes 0', 'loss of the images held out'),
     'geotiff_to_map': ("'train':", 'IoU of roof', '_pred.tif', '_pred.gpkg'),
 }
 """What each prints, among other things."""
