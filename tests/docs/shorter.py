@@ -78,6 +78,9 @@ DATA_OF_TASK: dict[str, dict[str, str]] = {
 }
 
 BEFORE: dict[str, tuple[str, ...]] = {
+    'docs/share.md': (
+        'torchgeo-explora adapt photos/ --weights dinov2_vits14.safetensors --out run1',
+    ),
     'docs/reports.md': (
         'torchgeo fit --config conf/finetune_eurosat.yaml --data.init_args.root eurosat',
     ),
