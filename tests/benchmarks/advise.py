@@ -46,12 +46,11 @@ class Sweep:
 
     def __init__(self, args: argparse.Namespace, seed: int) -> None:
         self.args, self.seed = args, seed
-        source = [
-            SyntheticScenes(n, 'source', seed=10 * seed + s) for n, s in ((1600, 1), (400, 4))
-        ]
+        train = SyntheticScenes(1600, 'source', seed=10 * seed + 1)
+        test = SyntheticScenes(400, 'source', seed=10 * seed + 4)
         self.train = SyntheticScenes(args.images, 'target', seed=10 * seed + 2)
         self.test = SyntheticScenes(args.scored, 'target', seed=10 * seed + 3)
-        self.base = train_base(*source, 10, seed, torch.device('cpu')).model
+        self.base = train_base(train, test, 10, seed, torch.device('cpu')).model
         self.recipe = replace(get_preset('small').override(**RECIPE), batch_size=args.batch)
 
     def features(self, model: VisionTransformer, scenes: SyntheticScenes) -> Features:

@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.cli.conftest import MODEL
-from torchgeo_explora.analysis import patch_eigenvalues
+from torchgeo_explora.analysis import measure_model, patch_eigenvalues
 from torchgeo_explora.analysis.features import block_patches
 from torchgeo_explora.cli import analyse, main
 from torchgeo_explora.cli.analyse_images import composites, draw_images
@@ -93,7 +93,7 @@ def test_an_interrupted_analysis_goes_on_and_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     out = tmp_path / 'out'
-    measure, calls = analyse.measure_model, []
+    measure, calls = measure_model, []
 
     def stop(*args: object, **kwargs: object) -> object:
         calls.append(1)

@@ -188,6 +188,7 @@ def draw(
         return Pictures([], [], {}, {})
     large = max(side, PICTURE_SIDE) if args.picture_size is None else args.picture_size
     large = common_side(models, large)
+    say(f'Drawing maps of {len(numbers)} images at {large} pixels')
     shown = read_pictures(images, numbers, large)
     more = find_pictures(images, None, BASIS_IMAGES, args.seed + 1)
     others = read_pictures(images, more, large)

@@ -100,14 +100,14 @@ def open_analysed(
             train = ImageFolder(root / 'train', **options)
             own = None if train.scale.source == 'dtype' else (train.scale.low, train.scale.high)
             more = {'classes': train.classes, 'with_labels': train.classes is not None}
-            parts = (train, ImageFolder(held, **(options | more | {'scale': own})))
+            parts = [train, ImageFolder(held, **(options | more | {'scale': own}))]
         else:
-            parts = (ImageFolder(root, **options),)
+            parts = [ImageFolder(root, **options)]
     chosen, held_out = draw_images([len(part) for part in parts], args.sample, args.seed)
     where = f'scored on {held.name}' if held is not None and len(parts) > 1 else 'of one folder'
     count = sum(len(part) for part in parts)
     source = f'{len(chosen):,} of {count:,} images under {args.images}, {where}'
-    found = AnalysedImages(parts, chosen, held_out, parts[0].classes, source, '')
+    found = AnalysedImages(tuple(parts), chosen, held_out, parts[0].classes, source, '')
     return replace(found, key=_key(found, root))
 
 
