@@ -134,6 +134,11 @@ def _polygons(path: Path, count: int = 6, side: int = 64) -> None:
     write_polygons(path, shapes, {'kind': names, 'class': names, 'crop': names})
 
 
+def _quarries(path: Path) -> None:
+    """Squares on the first raster that :func:`_rasters` wrote, of those that fields are on too."""
+    _polygons(path, 1)
+
+
 def _fields(path: Path, count: int = 6, side: int = 64) -> None:
     """A field of one of two crops on each raster that :func:`_rasters` wrote."""
     shapes = [square(number * side, 0, side) for number in range(count)]
@@ -218,7 +223,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     'landcover.gpkg': _polygons,
     'fields.gpkg': _polygons,
     'crops.gpkg': _fields,
-    'quarries.gpkg': _polygons,
+    'quarries.gpkg': _quarries,
     'geotiffs': _landsat,
     'chips': _sentinel_chips,
     'scene.tif': _scene,
