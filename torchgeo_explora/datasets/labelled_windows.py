@@ -132,6 +132,7 @@ class LabelledWindows(NonGeoDataset):
 
     def _settle(self, fraction: float, seed: int, path: Path) -> Parts:
         """Draw the parts of the ground, again where one has too few classes by bad luck."""
+        both: set[int] = set()
         for draw in range(DRAWS):
             parts = self._divide(fraction, seed + draw)
             both = _common(parts)
