@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_stopped_run_goes_on_to_the_same_weights(
     assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
     states = [part['state'] for part in json.loads((out / 'run.json').read_text())['parts']]
     assert states == ['interrupted', 'finished']
+
+
+def test_run_killed_before_its_report_says_what_it_saw(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'run'
+    shutil.copytree(finished, out)
+    for name in ('report.json', 'report.html'):
+        (out / name).unlink()
+    assert main(['adapt', '--out', str(out), '--resume']) == 0
+    assert json.loads((out / 'report.json').read_text())['steps'] == 4
+    assert '96 windows of 32 pixels from 2 rasters' in (out / 'report.html').read_text()
 
 
 def test_polygons_score_it(weights: Path, tmp_path: Path) -> None:

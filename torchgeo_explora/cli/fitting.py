@@ -34,6 +34,7 @@ def train(plan: Plan, folder: RunFolder, checks: int) -> dict[str, Any]:
         KeyboardInterrupt: If the user stops it.
     """
     if folder.merged.is_file() and folder.adapter.is_file():
+        plan.task.micro_step = plan.steps
         return {'seconds': None, 'resumed_at': plan.steps}
     resumed_at = _load_finished(plan, folder)
     start = time.monotonic()
