@@ -2,6 +2,7 @@
 
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,3 +86,17 @@ def test_parts_of_a_run_add_up() -> None:
 
 def test_gpus_do_not_count_for_work_on_the_cpu() -> None:
     assert gpu_ids(CPU) == []
+
+
+def test_the_gpu_that_is_used_is_found_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = {'GPU-b': 5}  # the driver counts all of them, torch only those that it may see
+    library = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda name: name,
+        nvmlDeviceGetIndex=lambda handle: driver[handle],
+    )
+    monkeypatch.setitem(sys.modules, 'pynvml', library)
+    for uuid, found in (('b', [5]), ('part-of-one', None)):
+        properties = SimpleNamespace(uuid=uuid)
+        monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _, p=properties: p)
+        assert gpu_ids(torch.device('cuda', 0)) == found

@@ -17,6 +17,7 @@ from torchgeo_explora.cli.run_folder import RunFolder, environment, write_json
 from torchgeo_explora.cli.scoring import Evaluation
 from torchgeo_explora.cli.settings import AdaptSettings, given_options, weights_argument
 from torchgeo_explora.cli.training import ProgressLine
+from torchgeo_explora.datamodules import FolderDataModule
 from torchgeo_explora.datasets.image_folder import image_root
 from torchgeo_explora.models import create_backbone, read_metadata
 from torchgeo_explora.objectives.probing import (
@@ -109,6 +110,7 @@ def open_probe(args: argparse.Namespace) -> Opened:
     )
     say(report.summary())
     say(f'{split.source}; {len(split.classes)} classes, seen at {side} pixels on {device}')
+    assert isinstance(split.module, FolderDataModule), 'probes read folders'
     say_left_out(left_out(split.module))
     half = choose_precision(settings.precision, device).startswith('bf16')
     by = Evaluation(
