@@ -150,7 +150,8 @@ def _images(dataset: Dataset[Sample], plan: Plan, normalised: bool) -> Tensor:
     if not normalised:
         mean, std = [0.0] * len(mean), [1.0] * len(std)
     images = torch.stack([dataset[index]['image'] for index in range(length(dataset))])
-    return EvalTransform(side, mean, std)(images)
+    seen: Tensor = EvalTransform(side, mean, std)(images)
+    return seen
 
 
 def picture(image: Tensor) -> Picture:
@@ -165,7 +166,8 @@ def picture(image: Tensor) -> Picture:
     shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     values: Picture = shown.permute(1, 2, 0).numpy().astype(np.float32)
     low, high = np.percentile(values, (1, 99))
-    return np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    stretched: Picture = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    return stretched
 
 
 @torch.no_grad()
