@@ -159,8 +159,10 @@ def _in_one_order(
     order = next((names for names in named if all(names)), None)
     ordered = []
     for names, chosen in zip(named, indexes, strict=True):
-        same = order is not None and sorted(names) == sorted(order) and len({*names}) == len(names)
-        ordered.append(tuple(chosen[names.index(name)] for name in order) if same else chosen)
+        if order is None or sorted(names) != sorted(order) or len({*names}) != len(names):
+            ordered.append(chosen)
+        else:
+            ordered.append(tuple(chosen[names.index(name)] for name in order))
     return ordered
 
 

@@ -2,7 +2,7 @@
 
 import glob
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
@@ -150,7 +151,7 @@ def _describe(path: str, source: rasterio.DatasetReader) -> RasterSource | str:
 def _palette(source: rasterio.DatasetReader) -> NDArray[np.uint8] | None:
     if source.count != 1 or source.colorinterp[0] != ColorInterp.palette:
         return None
-    table: dict[int, Sequence[int]] = source.colormap(1)
+    table: Mapping[int, Sequence[int]] = source.colormap(1)
     colours = np.zeros((max(table) + 1, 3), dtype=np.uint8)
     for value, colour in table.items():
         colours[value] = colour[:3]
@@ -158,10 +159,11 @@ def _palette(source: rasterio.DatasetReader) -> NDArray[np.uint8] | None:
 
 
 def _place(source: rasterio.DatasetReader, header: ImageHeader) -> Place | None:
+    crs: CRS | None = source.crs
     grid = source.transform
-    if source.crs is None or grid.is_identity or grid.determinant == 0:
+    if crs is None or grid.is_identity or grid.determinant == 0:
         return None
-    return Place(header.path, source.crs.to_wkt(), grid, header.height, header.width)
+    return Place(header.path, crs.to_wkt(), grid, header.height, header.width)
 
 
 def read_part(
