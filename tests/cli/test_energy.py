@@ -47,7 +47,7 @@ def test_emissions_are_energy_times_the_intensity_that_was_set(
     assert f'{GRAMS:g} g a kWh' in last.source
 
 
-@pytest.mark.parametrize('country', [None, 'XXX'])
+@pytest.mark.parametrize('country', [None, 'ZZZ'])
 def test_emissions_without_a_known_country_are_not_known(
     monkeypatch: pytest.MonkeyPatch, country: str | None
 ) -> None:
