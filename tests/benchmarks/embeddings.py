@@ -55,11 +55,12 @@ def seam(
     values: NDArray[np.float32], shape: tuple[int, int], size: int, overlap: int, patch: int
 ) -> float:
     """Distance at windows' borders over that elsewhere; 1 where nothing shows."""
-    at, off = [], []
+    at: list[float] = []
+    off: list[float] = []
     for axis, length in ((1, shape[0]), (2, shape[1])):
         edge = borders(length, size, overlap, patch)
         for number, distance in enumerate(steps(values, axis), start=1):
-            (at if number in edge else off).append(distance)
+            (at if number in edge else off).append(float(distance))
     return float(np.mean(at) / np.mean(off)) if at else 1.0
 
 

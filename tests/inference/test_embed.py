@@ -228,7 +228,7 @@ def test_one_window_is_the_model(tmp_path: Path, rng: np.random.Generator) -> No
     mean, std = (torch.tensor(x)[:, None, None] for x in (spec.mean, spec.std))
     images = (torch.from_numpy(mirrored).float() - mean) / std
     with torch.inference_mode():
-        blocks = vit.forward_intermediates(
+        blocks: Any = vit.forward_intermediates(
             images[None], indices=[0, 2], norm=True, intermediates_only=True
         )
     expected = torch.cat(blocks, dim=1)[0, :, :4].numpy()
@@ -237,7 +237,7 @@ def test_one_window_is_the_model(tmp_path: Path, rng: np.random.Generator) -> No
         assert source.descriptions[0] == 'block 0 dimension 0'
         assert source.descriptions[-1] == 'block 2 dimension 23'
         assert json.loads(source.tags()['EMBEDDING_BLOCKS']) == [0, 2]
-        assert source.interleaving.value == 'PIXEL'
+        assert source.profile['interleave'] == 'pixel'
 
 
 def test_groups_of_bands_are_averaged_and_dates_refused(tmp_path: Path) -> None:
@@ -433,7 +433,8 @@ def test_windows_are_rows_of_a_table(tmp_path: Path, rng: np.random.Generator) -
     assert len(table) == 5 * 4 - 1  # one cell has no data
     vit = make_vit(**VIT)
     embedder = ImageEmbedder(vit, (0.0,) * 3, (1.0,) * 3, ('class', 'mean'))
-    for row in table.itertuples():
+    rows: list[Any] = list(table.itertuples())
+    for row in rows:
         part = np.s_[row.row : row.row + 32, row.column : row.column + 32]
         seen = values[:, *part]
         assert row.valid == np.float32((seen != 0).any(0).mean())
