@@ -15,7 +15,11 @@ SMALL: dict[str, dict[str, str]] = {
     'geotiff_to_map': {'MODEL': "'test_vit'", 'WEIGHTS': 'None', 'EPOCHS': '1', 'SIZE': '64'},
 }
 PARTS: dict[str, tuple[str, ...]] = {
-    'adapt_and_judge': ('images to adapt to, 240 to judge by', 'kNN, k = 20', 'one standard error is'),
+    'adapt_and_judge': (
+        'images to adapt to, 240 to judge by',
+        'kNN, k = 20',
+        'one standard error is',
+    ),
     'multispectral': ('held out', 'becomes 0', 'loss of the images held out'),
     'geotiff_to_map': ("'train':", 'IoU of roof', '_pred.tif', '_pred.gpkg'),
 }
