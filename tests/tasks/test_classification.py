@@ -382,10 +382,13 @@ def test_command_with_all_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config['data']['init_args'] |= {'root': str(root)}
     (tmp_path / 'mine.yaml').write_text(yaml.safe_dump(config, sort_keys=False))
     given = ['--config', 'mine.yaml', '--config', str(CONF / 'finetune_eurosat_ms.yaml')]
+    given += ['--data.init_args.image_size', '64']
     main(['fit', *given])
     out = tmp_path / 'output' / 'finetune_eurosat_ms'
     model, spec = load_model(out / 'model.safetensors')
     assert len(spec.bands) == 13 and spec.bands[8] == 'B8A'
+    # chips of 64 pixels, seen at 32: a map takes windows of 64 pixels of 10 metres
+    assert (spec.window, spec.resolution, spec.seen_resolution) == (64, 10.0, 20.0)
     assert model(torch.rand(2, 13, 32, 32)).shape == (2, 2)
     last = str(out / 'checkpoints' / 'last.ckpt')
     main(['fit', *given, '--trainer.max_epochs', '2', '--ckpt_path', last])

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import torch
@@ -170,7 +170,7 @@ def portable_model(model: nn.Module, spec: ModelSpec, side: int | None = None) -
     portable = PortableSpec(
         task=spec.task,
         model=spec.model,
-        images=InputSpec.of(spec),
+        images=replace(InputSpec.of(spec), resolution=spec.seen_resolution),
         side=spec.image_size if side is None else side,
         outputs=len(spec.classes),
         classes=spec.classes,

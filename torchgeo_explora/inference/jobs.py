@@ -126,7 +126,8 @@ def tiling(
 
     Args:
         spec: Describes the model.
-        window: Side in pixels; None for that of the images it was fitted on.
+        window: Side in pixels; None for that of the images it was fitted on, before they were
+            resized.
         overlap: Of a segmentation model: a fraction of the window below 1, or whole pixels; None
             for a quarter.
         stride: Of a classification model: side of the cells that get one class; None for the
@@ -138,7 +139,7 @@ def tiling(
     Raises:
         ConfigError: If a number is not possible, or belongs to a model of the other kind.
     """
-    size = spec.image_size if window is None else window
+    size = spec.window if window is None else window
     for name, number in (('window', size), ('batch', batch), ('block', block)):
         if number < 1:
             raise ConfigError(f'{name} is {number}: give 1 or more.')

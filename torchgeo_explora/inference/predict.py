@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchgeo_explora import __version__
 from torchgeo_explora.errors import ConfigError, ImageError
 from torchgeo_explora.inference.distance import DistanceBehind, WithDistance
+from torchgeo_explora.inference.resized import Resized
 from torchgeo_explora.inference.jobs import Job, Tiling, tiling
 from torchgeo_explora.inference.layers import DISTANCE, Layer, choose_layers, layer_values
 from torchgeo_explora.inference.maps import Legend, map_paths, write_maps
@@ -177,6 +178,8 @@ def predict_rasters(
         chosen = softmax if to_planes is None else to_planes
         if product.reference is not None:
             model, chosen = WithDistance(model, product.reference), DistanceBehind(chosen)
+        if spec.window != spec.image_size:
+            model = Resized(model, round(product.tiling.size * spec.image_size / spec.window))
         ready = model.to(place).eval()
         dtype = getattr(torch, how.precision)
         runner = Runner(ready, place, dtype, product.planes, product.tiling.size, chosen)

@@ -37,7 +37,8 @@ class ModelSpec:
         colors: Red, green and blue (0 to 255) of each class; None without.
         ignore_index: Label that is no class, for pixels that no loss and no metric counts.
         options: What else the model is built from, as JSON: ``pooling`` of a classifier,
-            ``decoder`` and its arguments of a segmenter.
+            ``decoder`` and its arguments of a segmenter; ``window`` where a classifier saw images
+            enlarged or shrunk: their side before that, in pixels.
         version: Version of this package that wrote the model; entered when it is saved.
         weights_hash: SHA-256 of the weights; entered when it is saved.
 
@@ -99,6 +100,16 @@ class ModelSpec:
                 f'colors has {len(self.colors)} entries for {len(self.classes)} classes: give red, '
                 'green and blue from 0 to 255 for each class.'
             )
+
+    @property
+    def window(self) -> int:
+        """Side of what the model sees in one image, in pixels of ``resolution``."""
+        return int(self.options.get('window', self.image_size))
+
+    @property
+    def seen_resolution(self) -> float | None:
+        """Size on the ground of a pixel as the model sees it, after images were resized."""
+        return None if self.resolution is None else self.resolution * self.window / self.image_size
 
     def to_json(self) -> str:
         """Return the description as a JSON object."""

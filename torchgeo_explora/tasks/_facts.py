@@ -24,6 +24,7 @@ class DataFacts:
         resolution: Size of a pixel on the ground.
         colors: Red, green and blue of each class.
         ignore_index: Label that is no class.
+        image_size: Side of the images in pixels.
     """
 
     classes: tuple[str, ...] | None = None
@@ -32,6 +33,7 @@ class DataFacts:
     resolution: float | None = None
     colors: tuple[tuple[int, int, int], ...] | None = None
     ignore_index: int | None = None
+    image_size: int | None = None
 
     @classmethod
     def of(cls, datamodule: object) -> 'DataFacts':

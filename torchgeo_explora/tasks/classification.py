@@ -384,10 +384,17 @@ class LoRAClassification(FineTuningTask, Classification):
             The paths written.
         """
         size = self.hparams['image_size']
-        spec = self.describe('classification', {'pooling': self.hparams['pooling']}, size)
+        options = {'pooling': self.hparams['pooling'], **self._window()}
+        spec = self.describe('classification', options, size)
         paths = [save_model(self.model, spec, folder / FITTED)]
         paths += write_reference(self, folder, size)
         if self.hparams['method'] == 'lora':
             start = self.load_report.source or 'random'
             paths += save_finetuned(self.model, spec, folder / PEFT_FOLDER, start)
         return paths
+
+    def _window(self) -> dict[str, int]:
+        """How much of an image of the data is seen, where it is resized for the model."""
+        size, given = self.hparams['image_size'], self.facts.image_size
+        side = size if given is None else round(given * size / self.resize)
+        return {} if side == size else {'window': side}
