@@ -87,7 +87,8 @@ class Pointwise(nn.Module):
         self.weight = nn.Parameter(torch.randn(classes, 3, generator=generator) * 8)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (self.weight @ images.flatten(2)).unflatten(2, images.shape[2:])
+        logits: Tensor = (self.weight @ images.flatten(2)).unflatten(2, images.shape[2:])
+        return logits
 
 
 def cheap(classes: int) -> nn.Module:

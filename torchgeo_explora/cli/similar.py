@@ -172,5 +172,7 @@ def _show(found: Found) -> None:
     rows = [['place', 'similarity', 'longitude', 'latitude']]
     for place in best:
         where = [f'{place[name]:.5f}' for name in ('longitude', 'latitude')]
-        rows.append([f'{place["rank"]}. {Path(place["file"]).stem}', f'{place["similarity"]:.3f}', *where])
+        rows.append(
+            [f'{place["rank"]}. {Path(place["file"]).stem}', f'{place["similarity"]:.3f}', *where]
+        )
     say(table(rows))
