@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torchgeo_explora import __version__
 from torchgeo_explora.errors import ConfigError, ImageError
 from torchgeo_explora.inference.distance import DistanceBehind, WithDistance
-from torchgeo_explora.inference.resized import Resized
 from torchgeo_explora.inference.jobs import Job, Tiling, tiling
 from torchgeo_explora.inference.layers import DISTANCE, Layer, choose_layers, layer_values
 from torchgeo_explora.inference.maps import Legend, map_paths, write_maps
@@ -25,6 +24,7 @@ from torchgeo_explora.inference.polygons import PolygonSettings
 from torchgeo_explora.inference.product import Product, Reading
 from torchgeo_explora.inference.raster import SETTINGS, RasterInfo
 from torchgeo_explora.inference.ray_engine import RayCluster
+from torchgeo_explora.inference.resized import Resized
 from torchgeo_explora.inference.run import RasterRun, Summary, check_model, silent
 from torchgeo_explora.inference.shards import Shard
 from torchgeo_explora.inference.sources import find_rasters
