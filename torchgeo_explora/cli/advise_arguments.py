@@ -2,6 +2,8 @@
 
 import argparse
 
+from torchgeo_explora.cli.numbers import positive
+
 EXAMPLES = """examples:
   torchgeo-explora advise --images photos/ --weights dinov2_vits14.safetensors
   torchgeo-explora advise --images labelled/ --weights dinov2_vits14.safetensors --out advice
@@ -30,16 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='replace a number of the recipe, for instance --set base_lr=5e-4',
     )
     parser.add_argument(
-        '--ranks', type=_positive, nargs='+', default=[8, 64], metavar='R', help='ranks (8 64)'
+        '--ranks', type=positive, nargs='+', default=[8, 64], metavar='R', help='ranks (8 64)'
     )
     parser.add_argument(
-        '--steps', type=_positive, default=40, metavar='N', help='steps of a trial (40)'
+        '--steps', type=positive, default=40, metavar='N', help='steps of a trial (40)'
     )
     parser.add_argument(
-        '--seeds', type=_positive, default=2, metavar='N', help='trials of a candidate (2)'
+        '--seeds', type=positive, default=2, metavar='N', help='trials of a candidate (2)'
     )
     parser.add_argument(
-        '--sample', type=_positive, default=2000, metavar='N', help='images to use, at most (2000)'
+        '--sample', type=positive, default=2000, metavar='N', help='images to use, at most (2000)'
     )
     _images(parser)
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of all draws (0)')
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--image-size',
-        type=_positive,
+        type=positive,
         metavar='PX',
         help='side to which images are resized when read (default: their own, at most 256)',
     )
@@ -68,10 +70,3 @@ def _images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'), help='raw values of 0 and 1'
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{value} was given, 1 or more is allowed')
-    return value

@@ -2,6 +2,8 @@
 
 import argparse
 
+from torchgeo_explora.cli.numbers import positive, whole
+
 EXAMPLES = """examples:
   torchgeo-explora analyse --model dinov2_vits14.safetensors --images photos/ --out analysis
   torchgeo-explora analyse --model DINOv2=dinov2_vits14.safetensors \\
@@ -42,19 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'computes in it)',
     )
     parser.add_argument(
-        '--workers', type=_whole, default=0, metavar='N', help='processes that load images (0)'
+        '--workers', type=whole, default=0, metavar='N', help='processes that load images (0)'
     )
 
 
 def _images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--image-size',
-        type=_positive,
+        type=positive,
         metavar='PX',
         help="side of the images that the models see (default: the first model's own)",
     )
     parser.add_argument(
-        '--sample', type=_positive, metavar='N', help='look at N images, drawn by the seed'
+        '--sample', type=positive, metavar='N', help='look at N images, drawn by the seed'
     )
     parser.add_argument(
         '--bands',
@@ -82,17 +84,17 @@ def _measures(parser: argparse.ArgumentParser) -> None:
         help='blocks from 0, negative ones from the end (default: all)',
     )
     parser.add_argument(
-        '--leading', type=_positive, default=10, metavar='K', help='leading eigenvalues (10)'
+        '--leading', type=positive, default=10, metavar='K', help='leading eigenvalues (10)'
     )
     parser.add_argument(
         '--tokens',
-        type=_positive,
+        type=positive,
         default=40_000,
         metavar='N',
         help='patches that probes see, of all images together (40000)',
     )
     parser.add_argument(
-        '--probe-steps', type=_positive, default=600, metavar='N', help='steps of a probe (600)'
+        '--probe-steps', type=positive, default=600, metavar='N', help='steps of a probe (600)'
     )
     parser.add_argument(
         '--raw-tokens',
@@ -100,14 +102,14 @@ def _measures(parser: argparse.ArgumentParser) -> None:
         help='probe tokens as they are, without giving each dimension unit variance',
     )
     parser.add_argument(
-        '--batch', type=_positive, default=32, metavar='N', help='images of a batch (32)'
+        '--batch', type=positive, default=32, metavar='N', help='images of a batch (32)'
     )
-    parser.add_argument('--seed', type=_whole, default=0, metavar='N', help='of all draws (0)')
+    parser.add_argument('--seed', type=whole, default=0, metavar='N', help='of all draws (0)')
 
 
 def _pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--show', type=_whole, default=4, metavar='N', help='images to draw maps of (4)'
+        '--show', type=whole, default=4, metavar='N', help='images to draw maps of (4)'
     )
     parser.add_argument(
         '--pictures',
@@ -117,21 +119,7 @@ def _pictures(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--picture-size',
-        type=_positive,
+        type=positive,
         metavar='PX',
         help='side of the images that maps are drawn of (default: 224, or --image-size if larger)',
     )
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f'{value} was given, 0 or more is allowed')
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{value} was given, 1 or more is allowed')
-    return value

@@ -2,8 +2,13 @@
 
 import argparse
 
-from torchgeo_explora.cli.engine_arguments import add_engine_arguments
-from torchgeo_explora.cli.predict_arguments import positive, shard
+from torchgeo_explora.cli.numbers import positive
+from torchgeo_explora.cli.raster_arguments import (
+    add_input,
+    add_running,
+    add_sources,
+    add_tiling,
+)
 
 EXAMPLES = """examples:
   torchgeo-explora embed scene.tif --weights run1/explora.safetensors --out embeddings/
@@ -18,15 +23,7 @@ Status 0: all rasters are done. 2: none could be. 4: some failed; they are named
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments to a parser."""
-    parser.add_argument(
-        'sources',
-        nargs='+',
-        metavar='SOURCE',
-        help='rasters, folders of them, globs, .txt lists, .zip archives, STAC files, URLs',
-    )
-    parser.add_argument(
-        '--asset', metavar='KEY', help='asset to take of STAC items (default: the only raster)'
-    )
+    add_sources(parser)
     parser.add_argument(
         '--weights',
         required=True,
@@ -41,10 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _embedding(parser)
     _components(parser)
     _of_windows(parser)
-    _cutting(parser)
-    _input(parser)
-    _running(parser)
-    add_engine_arguments(parser)
+    add_tiling(parser, '0.5', 512)
+    add_input(parser, 'embed')
+    add_running(parser, 'result')
 
 
 def _embedding(parser: argparse.ArgumentParser) -> None:
@@ -98,77 +94,4 @@ def _of_windows(parser: argparse.ArgumentParser) -> None:
         choices=('class', 'mean'),
         default=('class',),
         help='what a window is told by: class token, mean of its patch tokens, or both (class)',
-    )
-
-
-def _cutting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--window', type=positive, metavar='PX', help="side of the windows (default: the model's)"
-    )
-    parser.add_argument(
-        '--overlap',
-        type=float,
-        metavar='X',
-        help='of neighbouring windows, in pixels or as a fraction below 1 (0.5)',
-    )
-    parser.add_argument(
-        '--batch', type=positive, default=16, metavar='N', help='windows of a batch (16)'
-    )
-    parser.add_argument(
-        '--max-memory',
-        type=positive,
-        default=512,
-        metavar='MB',
-        help='memory that the work may take beside the model (512)',
-    )
-    parser.add_argument(
-        '--block',
-        type=positive,
-        default=8192,
-        metavar='PX',
-        help='longest side of what is computed in one go, and lost by a crash (8192)',
-    )
-
-
-def _input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--bands',
-        nargs='+',
-        metavar='B',
-        help="bands in the order of the model's: 1-based indexes or names (default: found by name)",
-    )
-    parser.add_argument(
-        '--scale',
-        type=float,
-        nargs=2,
-        metavar=('LOW', 'HIGH'),
-        help="raw values that become 0 and 1, instead of the model's",
-    )
-    parser.add_argument(
-        '--aoi', metavar='FILE', help='embed only inside the polygons of this vector file'
-    )
-    parser.add_argument(
-        '--force',
-        action='store_true',
-        help='embed rasters that do not fit the model, and say what was overridden',
-    )
-
-
-def _running(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), help='where to compute')
-    parser.add_argument(
-        '--precision',
-        choices=('auto', 'bf16', '32'),
-        help='auto takes bfloat16 where the hardware computes in it',
-    )
-    parser.add_argument(
-        '--threads', type=positive, default=2, metavar='N', help='threads that read (2)'
-    )
-    parser.add_argument('--resume', action='store_true', help='go on with the run in DIR')
-    parser.add_argument(
-        '--shard',
-        type=shard,
-        metavar='I/N',
-        help='compute one of N shares of the work and write no result; when all shares are done, '
-        '--resume without --shard writes them',
     )

@@ -3,6 +3,7 @@
 import argparse
 
 from torchgeo_explora.cli import card_arguments
+from torchgeo_explora.cli.numbers import positive
 
 EXAMPLES = """examples:
   torchgeo-explora export run1 --to merged --image-size 224 --out vits14_224.safetensors
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--weights', metavar='FILE', help='base weights that a delta belongs to')
     parser.add_argument(
         '--image-size',
-        type=_positive,
+        type=positive,
         metavar='PX',
         help='merged: store position embeddings for images of this side, so that stock timm, built '
         'with it, gives the same features; onnx, pt2, stac: side of the tiles (default: that of '
@@ -72,10 +73,3 @@ def _portable(parser: argparse.ArgumentParser) -> None:
         metavar='M',
         help='size of a pixel in metres (default: what the model says)',
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{value} was given, 1 or more is allowed')
-    return value

@@ -15,6 +15,7 @@ from torchgeo_explora.cli import (
     similar_arguments,
 )
 from torchgeo_explora.cli.console import PROGRAM, complain
+from torchgeo_explora.cli.numbers import positive, whole
 
 MODEL = 'vit_small_patch14_dinov2'
 PRESETS = ('small', 'paper', 'workshop')
@@ -106,7 +107,7 @@ def _images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--grey', action='store_true', help='repeat a single band three times')
     parser.add_argument(
         '--image-size',
-        type=_positive,
+        type=positive,
         metavar='PX',
         help='side to which images are resized when read (default: their own, at most 256)',
     )
@@ -118,7 +119,7 @@ def _images(parser: argparse.ArgumentParser) -> None:
         '--std', type=float, nargs='+', metavar='S', help='standard deviation of each band'
     )
     parser.add_argument(
-        '--workers', type=_whole, metavar='N', help='processes that load images (default: by size)'
+        '--workers', type=whole, metavar='N', help='processes that load images (default: by size)'
     )
 
 
@@ -134,15 +135,15 @@ def _device(parser: argparse.ArgumentParser) -> None:
 def _recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--preset', choices=PRESETS, help='recipe (default: small)')
     length = parser.add_mutually_exclusive_group()
-    length.add_argument('--epochs', type=_positive, metavar='N', help='passes over the images')
-    length.add_argument('--steps', type=_positive, metavar='N', help='batches of the whole run')
+    length.add_argument('--epochs', type=positive, metavar='N', help='passes over the images')
+    length.add_argument('--steps', type=positive, metavar='N', help='batches of the whole run')
     parser.add_argument(
         '--batch-size',
-        type=_positive,
+        type=positive,
         metavar='N',
         help="images of a batch (default: the recipe's)",
     )
-    parser.add_argument('--rank', type=_whole, metavar='R', help='rank of the low-rank updates')
+    parser.add_argument('--rank', type=whole, metavar='R', help='rank of the low-rank updates')
     parser.add_argument(
         '--unfreeze',
         type=int,
@@ -157,7 +158,7 @@ def _recipe(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='replace any other number of the recipe, for instance --set base_lr=5e-4',
     )
-    parser.add_argument('--seed', type=_whole, metavar='N', help='seed of everything drawn (0)')
+    parser.add_argument('--seed', type=whole, metavar='N', help='seed of everything drawn (0)')
 
 
 def _adapt(parser: argparse.ArgumentParser) -> None:
@@ -178,13 +179,13 @@ def _adapt(parser: argparse.ArgumentParser) -> None:
     _device(parser)
     parser.add_argument(
         '--eval-size',
-        type=_positive,
+        type=positive,
         metavar='PX',
         help='side of the images that probes see (default: that of the global crops)',
     )
     parser.add_argument(
         '--checkpoint-every',
-        type=_positive,
+        type=positive,
         metavar='N',
         help='batches between checkpoints (default: about five minutes)',
     )
@@ -200,14 +201,14 @@ def _probe(parser: argparse.ArgumentParser) -> None:
     _device(parser)
     parser.add_argument(
         '--eval-size',
-        type=_positive,
+        type=positive,
         metavar='PX',
         help='side of the images that the model sees (default: what adapted weights name, else 224)',
     )
     parser.add_argument(
-        '--iterations', type=_positive, default=2000, metavar='N', help='steps of the linear probe'
+        '--iterations', type=positive, default=2000, metavar='N', help='steps of the linear probe'
     )
-    parser.add_argument('--seed', type=_whole, default=0, metavar='N', help='seed of the split (0)')
+    parser.add_argument('--seed', type=whole, default=0, metavar='N', help='seed of the split (0)')
     parser.add_argument('--out', metavar='DIR', help='also write the scores here; new')
 
 
@@ -218,7 +219,7 @@ def _info(parser: argparse.ArgumentParser) -> None:
 
 def _estimate(parser: argparse.ArgumentParser) -> None:
     adapt_arguments.add_sources(parser)
-    parser.add_argument('--images', type=_positive, metavar='N', help='number of images instead')
+    parser.add_argument('--images', type=positive, metavar='N', help='number of images instead')
     _model(parser)
     _recipe(parser)
     _device(parser)
@@ -231,24 +232,8 @@ def _replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out', default='replay', metavar='DIR', help='folder of the results (default: replay)'
     )
-    parser.add_argument(
-        '--seed', type=_whole, default=0, metavar='N', help='seed of everything (0)'
-    )
+    parser.add_argument('--seed', type=whole, default=0, metavar='N', help='seed of everything (0)')
     _device(parser)
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f'{value} was given, 0 or more is allowed')
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{value} was given, 1 or more is allowed')
-    return value
 
 
 _COMMANDS = {

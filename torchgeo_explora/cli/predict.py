@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if not path.is_file():
         raise ConfigError(f'{path} is no file: give the model.safetensors that fine-tuning wrote.')
     model, spec = load_model(path)
-    reference = find_reference(args.reference, path, model, settings)
+    reference = find_reference(args.reference, path, model, spec, settings)
     introduce(path, spec, settings, str(device) if cluster is None else describe_cluster(cluster))
     try:
         summary = predict_rasters(
@@ -102,7 +102,11 @@ def read_settings(args: argparse.Namespace, precision: str) -> PredictSettings:
 
 
 def find_reference(
-    given: str | None, model_path: Path, model: nn.Module, settings: PredictSettings
+    given: str | None,
+    model_path: Path,
+    model: nn.Module,
+    spec: ModelSpec,
+    settings: PredictSettings,
 ) -> FeatureReference | None:
     """Read what distances are to.
 
@@ -110,6 +114,7 @@ def find_reference(
         given: The file that the user names; None for the one beside the model.
         model_path: File of the model.
         model: The model.
+        spec: Describes it.
         settings: What decides the numbers.
 
     Returns:
@@ -132,11 +137,11 @@ def find_reference(
         )
     reference = FeatureReference.load(path)
     check_reference(reference, find_backbone(model)[1], str(path))
-    if settings.window not in {None, reference.origin.image_size}:
+    if settings.window not in {None, spec.window}:
         complain(
             'warning',
             f'windows are of {settings.window} pixels and the images that distances are to of '
-            f'{reference.origin.image_size}: windows of another size look farther than they are',
+            f'{spec.window}: windows of another size look farther than they are',
         )
     return reference
 

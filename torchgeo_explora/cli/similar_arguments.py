@@ -2,7 +2,7 @@
 
 import argparse
 
-from torchgeo_explora.cli.predict_arguments import positive
+from torchgeo_explora.cli.numbers import positive
 
 EXAMPLES = """examples:
   torchgeo-explora similar embeddings/ --like 13.4050,52.5200 --out like_this/
