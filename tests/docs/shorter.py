@@ -42,9 +42,11 @@ EXPLORA: dict[str, tuple[str, ...]] = {
 SWAPPED: dict[str, str] = {'--epochs': '--steps'}
 """Options of a page that those above exclude: they are left out with their value."""
 
-RAY = ('--engine', '--ray-address', '--workers', '--worker-cores', '--worker-gpus')
-"""Options of a cluster, which are parsed and then left out: its workers would not have the small
-models. The tests of the cluster itself are in ``tests/inference``."""
+ELSEWHERE = (
+    '--engine', '--ray-address', '--workers', '--worker-cores', '--worker-gpus', '--push',
+)  # fmt: skip
+"""Options of a cluster, whose workers would not have the small models, and of an upload: they are
+parsed and then left out. ``tests/inference`` and ``tests/cli`` test both."""
 
 ANYWHERE = ('--device', 'cuda'), ('--device', 'cpu')
 """What no test machine has, and what takes its place."""
@@ -89,11 +91,11 @@ BEFORE: dict[str, tuple[str, ...]] = {
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     'pretrain_step': (
-        '--model', 'S', '--batch', '2', '--rounds', '1', '--no-memory', '--prototypes', '64',
+        '--model', 'S', '--rank', '2', '--batch', '2', '--rounds', '2', '--no-memory', '--prototypes', '64',
         '--global-size', '28', '--local-size', '14', '--n-local', '2',
     ),
     'mae_step': ('--arithmetic',),
-    'finetune_step': ('--model', 'S', '--batch', '2', '--size', '28', '--rounds', '1'),
+    'finetune_step': ('--model', 'S', '--batch', '2', '--size', '28', '--rounds', '2'),
     'fmow_loading': ('--chips', '4', '--size', '16', '--seconds', '0.05', '--workers', '0'),
     'raster': ('--side', '256', '--repeats', '1', '--sides', '256', '--classes', '3'),
 }  # fmt: skip
@@ -104,9 +106,9 @@ small their settings are, only the arguments are parsed, by the script itself.""
 def shorten_explora(arguments: Sequence[str]) -> list[str]:
     """Arguments of ``torchgeo-explora`` with what makes them short."""
     command, *rest = arguments
-    if '--engine' in rest:
+    if {'--engine', '--push'} & set(rest):
         build_parser().parse_args(arguments)
-        rest = _without(rest, RAY)
+        rest = [word for word in _without(rest, ELSEWHERE) if word != '--private']
     extra = EXPLORA.get(command, ())
     for left_out, instead in SWAPPED.items():
         if instead in extra:

@@ -232,6 +232,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     'model.safetensors': _fitted,
     'features.safetensors': _reference,
     'run1/explora.safetensors': _adapted,
+    'explora-0.safetensors': _adapted,
     'output/explora_eurosat/explora.safetensors': _adapted,
     'output/explora_folder/explora.safetensors': _adapted,
     'eurosat_rgb.zip': _archive,
