@@ -34,7 +34,7 @@ PEFT_FOLDER = 'peft'
 class LoRAClassification(FineTuningTask, Classification):
     """A backbone with low-rank updates on Q and V of every block, and a linear classifier.
 
-    The defaults are the paper's for fMoW-RGB and ViT-L (spec section F.1): rank 8, the mean patch
+    The defaults are the paper's for fMoW-RGB and ViT-L: rank 8, the mean patch
     token, stochastic depth up to 0.2, label smoothing 0.1, AdamW without weight decay, a rate of
     1e-3 for 256 images, a warm-up of one epoch and half a cosine, random-resized crops and flips.
 

@@ -34,7 +34,7 @@ _POOLED = ('pspnet', 'upernet')  # their batch norm of one value an image needs 
 class LoRASemanticSegmentation(FineTuningTask, SemanticSegmentation):
     """A backbone with low-rank updates on Q and V of every block, and a decoder trained in full.
 
-    The backbone is fine-tuned as the paper does it for classification (spec section F.1): LoRA of
+    The backbone is fine-tuned as the paper does it for classification: LoRA of
     rank 8, stochastic depth, AdamW without weight decay, warm-up and half a cosine, step by step.
     Loss and metrics are TorchGeo's; the decoder is one of segmentation-models-pytorch.
 
