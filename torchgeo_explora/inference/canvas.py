@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchgeo_explora.inference.blending import axis_weights, weight_sum
 from torchgeo_explora.inference.jobs import Unit
+from torchgeo_explora.inference.pages import zeros
 from torchgeo_explora.inference.windows import Interval, Span
 
 MOST_ROWS, BYTES_AT_ONCE = 64, 2 * 2**20
@@ -45,7 +47,8 @@ class Canvas:
         """First row of cells that is not finished."""
         height = max(span.output.length for span in grid.rows.touching(block.rows))
         shape = (planes, height, block.columns.length)
-        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        # on a CPU without a copy
+        self._sums = torch.from_numpy(zeros(shape, np.float64)).to(device)
         down, across = (
             torch.from_numpy(axis_weights(axis)).to(device, torch.float64)
             for axis in (grid.rows, grid.columns)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchgeo_explora.inference.jobs import STRIPES_AHEAD, Stripe, Unit
+from torchgeo_explora.inference.pages import zeros
 from torchgeo_explora.inference.raster import (
     SETTINGS,
     Handles,
@@ -145,8 +146,8 @@ class WindowRow:
         self._left = self.columns[0].start
         width = self.columns[-1].start + grid.columns.size - self._left
         bands = len(unit.job.fit.low)
-        self._values = np.zeros((bands, self._size, width), dtype=np.float32)
-        self._wanted = np.zeros((self._size, width), dtype=np.bool_)
+        self._values = zeros((bands, self._size, width), np.float32)
+        self._wanted = zeros((self._size, width), np.bool_)
 
     def fill(self, row: int, above: 'WindowRow | None', strip: Strip) -> None:
         """Take the pixels of a row of windows.
