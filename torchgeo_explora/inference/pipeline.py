@@ -19,6 +19,7 @@ from torchgeo_explora.errors import ConfigError, ExploraError, ImageError, Weigh
 from torchgeo_explora.inference.canvas import Canvas
 from torchgeo_explora.inference.jobs import Group, Job, Stripe, Unit, stripes
 from torchgeo_explora.inference.layers import Kind, Layer, layer_values
+from torchgeo_explora.inference.pages import release
 from torchgeo_explora.inference.raster import SETTINGS, Handles
 from torchgeo_explora.inference.reading import WindowRow, read_ahead
 from torchgeo_explora.inference.windows import Interval, Span
@@ -357,6 +358,7 @@ class Pipeline:
     def _canvas_of(self, unit: Unit) -> Canvas:
         if self._canvas is None or self._canvas.unit is not unit:
             self._canvas = None  # its memory is free before more is taken
+            release(unit.block.area)
             self._canvas = Canvas(unit, self.runner.planes, self.runner.device)
         return self._canvas
 
