@@ -253,7 +253,7 @@ def test_resumed_run_equals_the_unbroken_one(
         resumed = _fit(folder, tmp_path / 'again', tmp_path / f'{cut}.ckpt', task=task)
         assert resumed.micro_step == STEPS, cut
         assert_equal(weights(resumed), whole)
-    assert {p.name for p in (tmp_path / 'again').iterdir()} == FILES
+    assert {p.name for p in (tmp_path / 'again').iterdir()} == FILES | {'run.json'}
 
 
 def test_finished_run_trains_no_more(folder: Path, tmp_path: Path) -> None:
@@ -332,7 +332,9 @@ def test_collapsed_networks_are_not_published(folder: Path, tmp_path: Path) -> N
     with pytest.warns(UserWarning, match='No weights were exported: All features are equal'):
         task = _fit(folder, tmp_path, callbacks=[Guard()])
     assert task.micro_step == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ['run.json']
+    record = json.loads((tmp_path / 'run.json').read_text())
+    assert record['parts'][-1]['state'] == 'collapsed'
 
 
 def test_fast_dev_run(folder: Path, tmp_path: Path) -> None:
