@@ -19,11 +19,14 @@ from torchgeo_explora.models.fitted import FittedModel, find_backbone, tensors_h
 EmbeddingPooling = Literal['token', 'avg', 'both']
 POOLINGS: tuple[EmbeddingPooling, ...] = ('token', 'avg', 'both')
 
+MOST_TILES = 2**20
+"""Tiles of a batch at most: a bound that torch 2.6 needs to trace batches of any size."""
+
 INPUT = 'images'
 OUTPUTS = {
     'classification': 'probabilities',
     'segmentation': 'probabilities',
-    'embedding': 'embedding',
+    'embedding': 'embeddings',  # torch 2.6 uses the singular for a value inside
 }
 """Names of the input and, for each task, of the output."""
 
@@ -254,7 +257,10 @@ def trace(model: PortableModel) -> ExportedProgram:
     example = torch.zeros(2, *model.spec.input_shape)
     with torch.no_grad():
         program = torch.export.export(
-            model, (example,), dynamic_shapes={INPUT: {0: Dim('batch', min=1)}}, strict=False
+            model,
+            (example,),
+            dynamic_shapes={INPUT: {0: Dim('batch', min=1, max=MOST_TILES)}},
+            strict=False,
         )
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
