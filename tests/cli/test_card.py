@@ -3,6 +3,7 @@
 import http.server
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +51,12 @@ def _front_matter(text: str) -> Any:  # noqa: ANN401
 def _run_code(text: str, folder: Path) -> dict[str, Any]:
     """Run the Python of a card on the folder instead of on the hub."""
     code = re.findall(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)[0]
-    code = code.replace('hf-hub:your-name/your-model', f'local-dir:{folder}')
+    alone = folder.parent / f'{folder.name}-alone'  # timm 1.0.28 fails where there are more weights
+    alone.mkdir()
+    for name in ('config.json', 'model.safetensors'):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, alone / name)
+    code = code.replace('hf-hub:your-name/your-model', f'local-dir:{alone}')
     code = re.sub(r"hf_hub_download\('[^']*', '([^']*)'\)", rf"'{folder}/\1'", code)
     names: dict[str, Any] = {}
     exec(code, names)
