@@ -6,7 +6,7 @@ means of 2 x 2 pixels with data, made here: GDAL's own take several times as lon
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from torchgeo_explora.inference.windows import Block, Extent, Interval
 
 TILE = 128
 """Side of a tile in pixels; the least that GDAL's writer of cloud-optimised GeoTIFFs takes."""
+
+BYTES_AT_ONCE = 8 * 2**20
+"""Of float32 values that are turned into what a file holds: a tile of 1,024 bands has 64 MB, and
+several copies of it are made on the way."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def write_cog(
         levels = [Path(f'{stem}.0.tif')]
         try:
             with _create(levels[0], picture) as target:
-                for part in parts:
+                for part in _strips(parts, picture.codec.bands):
                     target.write(picture.codec.encode(read(part)), window=_window(part))
             while max(picture.extent.height, picture.extent.width) > TILE << (len(levels) - 1):
                 levels.append(Path(f'{stem}.{len(levels)}.tif'))
@@ -112,6 +116,22 @@ def write_cog(
                 level.unlink(missing_ok=True)
     with path.open('rb+') as file:
         os.fsync(file.fileno())
+
+
+def _strips(parts: Iterable[Block], bands: int) -> Iterator[Block]:
+    """Cut tiles into strips of as many rows as are held at once: an even number of them."""
+    for part in parts:
+        of_two_rows = 2 * 4 * bands * part.columns.length
+        height = 2 * max(BYTES_AT_ONCE // of_two_rows, 1)
+        for top in range(part.rows.first, part.rows.stop, height):
+            yield Block(Interval(top, min(top + height, part.rows.stop)), part.columns)
+
+
+def _tiles(extent: Extent) -> Iterator[Block]:
+    for top in range(0, extent.height, TILE):
+        for left in range(0, extent.width, TILE):
+            rows = Interval(top, min(top + TILE, extent.height))
+            yield Block(rows, Interval(left, min(left + TILE, extent.width)))
 
 
 def _window(part: Block) -> Window:
@@ -133,7 +153,7 @@ def _create(path: Path, picture: Picture, extent: Extent | None = None) -> Datas
         tiled=True,
         blockxsize=TILE,
         blockysize=TILE,
-        interleave='pixel',
+        interleave='band',
         BIGTIFF='YES',
         SPARSE_OK=True,
         **({} if extent is not None else place_arguments(picture.place)),
@@ -163,14 +183,9 @@ def _halve(source: Path, path: Path, picture: Picture) -> None:
     with rasterio.open(source) as fine:
         extent = Extent(-(-fine.height // 2), -(-fine.width // 2))
         with _create(path, picture, extent) as coarse:
-            for top in range(0, fine.height, TILE):
-                for left in range(0, fine.width, TILE):
-                    rows = Interval(top, min(top + TILE, fine.height))
-                    columns = Interval(left, min(left + TILE, fine.width))
-                    stored = fine.read(window=_window(Block(rows, columns)))
-                    mean = codec.encode(_mean_of_four(codec.decode(stored)))
-                    place = Block(rows.in_cells(2), columns.in_cells(2))
-                    coarse.write(mean, window=_window(place))
+            for part in _strips(_tiles(Extent(fine.height, fine.width)), codec.bands):
+                mean = codec.encode(_mean_of_four(codec.decode(fine.read(window=_window(part)))))
+                coarse.write(mean, window=_window(part.in_cells(2)))
 
 
 def _mean_of_four(values: Values) -> Values:
@@ -207,7 +222,8 @@ def _join(levels: Sequence[Path], path: Path, picture: Picture) -> None:
             element.attrib |= {name: repr(float(value)) for name, value in exact.items()}
             element.set('Z', repr(0.0 if point.z is None else float(point.z)))
         tree.write(virtual)
-        copy_raster(virtual, path, driver='COG', **_options(picture, len(levels) > 1))
+        with rasterio.Env(GDAL_CACHEMAX=CACHE):
+            copy_raster(virtual, path, driver='COG', **_options(picture, len(levels) > 1))
     finally:
         virtual.unlink(missing_ok=True)
 
