@@ -1,11 +1,12 @@
-"""Small M-ExPLoRA runs, in this process or as a script that can be killed or run on two ranks.
+"""Small M-ExPLoRA runs, in this process or in one that can be killed, or on two ranks.
 
-As a script: ``python -m tests.tasks.mae_runs KIND ROOT OUT [--resume CHECKPOINT] [--devices N]``.
+Arguments of a process: ``KIND ROOT OUT [--resume CHECKPOINT] [--devices N] [--task JSON]``.
 It prints a line after every micro-batch and writes the weights of every rank at the end.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,12 @@ def make_data(kind: str, root: Path, **arguments: Any) -> BaseDataModule:  # noq
     return FMoWTemporalDataModule(root, **options)
 
 
-def main() -> None:
-    """Run from the command line."""
+def main(arguments: Sequence[str]) -> None:
+    """Run as its own process.
+
+    Args:
+        arguments: As above.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument('kind', choices=KINDS)
     parser.add_argument('root', type=Path)
@@ -135,7 +140,7 @@ def main() -> None:
     parser.add_argument('--resume', type=Path)
     parser.add_argument('--devices', type=int, default=1)
     parser.add_argument('--task', type=json.loads, default={})
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     saver = ModelCheckpoint(
         options.out / 'checkpoints', every_n_train_steps=1, save_top_k=-1, save_last=True
     )
@@ -151,7 +156,3 @@ def main() -> None:
     resume = None if options.resume is None else str(options.resume)
     trainer.fit(task, make_data(options.kind, options.root), ckpt_path=resume)
     torch.save(weights(task), options.out / f'rank{trainer.global_rank}.pt')
-
-
-if __name__ == '__main__':
-    main()

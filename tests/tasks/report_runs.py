@@ -1,6 +1,6 @@
-"""Tasks and data for the tests of reports, and a script that tests and predicts on two ranks."""
+"""Tasks and data for the tests of reports, and a process that tests and predicts on two ranks."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,9 @@ def colours(**arguments: Any) -> ColourTask:  # noqa: ANN401
     return ColourTask(**{'num_classes': len(CLASSES), 'labels': CLASSES, **arguments})
 
 
-def main() -> None:
-    """Test and predict on two ranks."""
-    folder = Path(sys.argv[1])
+def main(arguments: Sequence[str]) -> None:
+    """Test and predict on two ranks, in the folder that the only argument names."""
+    (folder,) = map(Path, arguments)
     trainer = pl.Trainer(
         accelerator='cpu', devices=2, strategy='ddp', logger=False, enable_progress_bar=False,
         default_root_dir=folder, callbacks=[TestReport(), PredictionWriter()],
@@ -92,7 +92,3 @@ def main() -> None:
     )  # fmt: skip
     trainer.test(colours(), datamodule=OddColours(batch_size=4), verbose=False)
     trainer.predict(colours(), datamodule=OddColours(batch_size=4), return_predictions=False)
-
-
-if __name__ == '__main__':
-    main()

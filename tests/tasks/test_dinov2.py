@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.main import main
 
+from tests.processes import Fork, fork, run, run_ranks
+from tests.tasks import dinov2_runs
 from tests.tasks.dinov2_runs import (
     BATCH,
     SaveEveryBatch,
@@ -44,7 +43,6 @@ from torchgeo_explora.objectives.steps import (
 )
 from torchgeo_explora.tasks import ExPLoRADINOv2
 
-ROOT = Path(__file__).resolve().parents[2]
 BATCHES = 5  # of an epoch: 21 images, 4 a batch
 STEPS = 3 * BATCHES
 FILES = {'explora.safetensors', 'adapter.safetensors'}
@@ -397,51 +395,35 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert (merged.parent / 'adapter.safetensors').is_file()
 
 
-def script(module: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, '-m', module, *map(str, arguments)]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+def lines_of(printed: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in printed.splitlines() if line.startswith('{')]
 
 
-def _script(*arguments: object) -> subprocess.Popen[str]:
-    return script('tests.tasks.dinov2_runs', *arguments)
-
-
-def finish(process: subprocess.Popen[str]) -> list[dict[str, float]]:
-    out, _ = process.communicate(timeout=280)
-    assert process.returncode == 0
-    return [json.loads(line) for line in out.splitlines() if line.startswith('{')]
-
-
-def steps_of(process: subprocess.Popen[str]) -> Iterator[int]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith('{'):
-            yield int(json.loads(line)['step'])
+def kill_after(step: int, process: Fork) -> None:
+    """SIGKILL as soon as it says that it has done a step."""
+    said = (json.loads(line)['step'] for line in process.lines() if line.startswith('{'))
+    reached = next(each for each in said if each >= step)
+    process.kill()
+    assert process.status == -signal.SIGKILL, f'it ended before step {reached}'
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_run_is_resumed_exactly(folder: Path, tmp_path: Path) -> None:
     """SIGKILL at a random step; a fresh process goes on from the last checkpoint."""
-    finish(_script(folder, tmp_path / 'whole'))
-    step = random.randrange(4, STEPS - 1)
-    process = _script(folder, tmp_path / 'killed')
-    try:
-        reached = next(each for each in steps_of(process) if each >= step)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / 'killed' / 'rank0.pt').exists(), f'it ended before step {reached}'
-    last = tmp_path / 'killed' / 'checkpoints' / 'last.ckpt'
-    finish(_script(folder, tmp_path / 'killed', '--resume', last))
+    dinov2_runs.main([str(folder), str(tmp_path / 'whole')])
+    step, out = random.randrange(4, STEPS - 1), tmp_path / 'killed'
+    with fork(dinov2_runs, folder, out, output=tmp_path / 'first') as process:
+        kill_after(step, process)
+    assert not (out / 'rank0.pt').exists()
+    last = out / 'checkpoints' / 'last.ckpt'
+    run(dinov2_runs, folder, out, '--resume', last, output=tmp_path / 'second')
     expected, found = (
         torch.load(tmp_path / name / 'rank0.pt', weights_only=True) for name in ('whole', 'killed')
     )
     assert_equal(found, expected)
     for name in FILES:
-        whole, killed = (tmp_path / run / name for run in ('whole', 'killed'))
+        whole, killed = (tmp_path / each / name for each in ('whole', 'killed'))
         assert_equal(load_file(killed), load_file(whole))
         assert read_metadata(killed) == read_metadata(whole), f'killed after step {step}'
 
@@ -451,8 +433,11 @@ def test_killed_run_is_resumed_exactly(folder: Path, tmp_path: Path) -> None:
 def test_two_ranks(folder: Path, tmp_path: Path) -> None:
     """Both ranks end alike, and as one process does that averages their gradients."""
     arguments = {'centering': 'softmax', 'prototype_init': 'random', 'steps': 6}
-    shown = finish(_script(folder, tmp_path, '--devices', 2, '--task', json.dumps(arguments)))
-    assert all(torch.tensor(line['loss']).isfinite() for line in shown)
+    task = ['--devices', 2, '--task', json.dumps(arguments)]
+    shown = lines_of(run_ranks(dinov2_runs, folder, tmp_path, *task, output=tmp_path / 'ranks'))
+    assert len(shown) == arguments['steps'] and all(
+        torch.tensor(line['loss']).isfinite() for line in shown
+    )
     first, second = (torch.load(tmp_path / f'rank{r}.pt', weights_only=True) for r in range(2))
     assert_equal(first, second)
     expected = _two_ranks_in_one(folder, arguments)

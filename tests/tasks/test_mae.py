@@ -2,8 +2,6 @@
 
 import json
 import random
-import signal
-import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.processes import fork, run, run_ranks
 from tests.tasks import mae_runs
 from tests.tasks.dinov2_runs import BATCH, SaveEveryBatch, make_trainer, weights
 from tests.tasks.mae_runs import (
@@ -27,7 +26,7 @@ from tests.tasks.mae_runs import (
     make_task,
     write_natural_mae,
 )
-from tests.tasks.test_dinov2 import assert_equal, finish, script, steps_of
+from tests.tasks.test_dinov2 import assert_equal, kill_after, lines_of
 from torchgeo_explora.adapters import load_adapter, merge_lora
 from torchgeo_explora.errors import ConfigError, ImageError
 from torchgeo_explora.layers.tokens import encode
@@ -510,33 +509,24 @@ def test_images_of_other_bands_are_refused(roots: dict[str, Path], tmp_path: Pat
         make_trainer(tmp_path).fit(task, make_data('plain', roots['plain']))
 
 
-def _script(*arguments: object) -> subprocess.Popen[str]:
-    return script(mae_runs.__name__, *arguments)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_run_is_resumed_exactly(roots: dict[str, Path], tmp_path: Path) -> None:
     """SIGKILL at a random step; a fresh process goes on from the last checkpoint."""
     root = roots['groups']
-    finish(_script('groups', root, tmp_path / 'whole'))
-    step = random.randrange(4, STEPS - 1)
-    process = _script('groups', root, tmp_path / 'killed')
-    try:
-        reached = next(each for each in steps_of(process) if each >= step)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / 'killed' / 'rank0.pt').exists(), f'it ended before step {reached}'
-    last = tmp_path / 'killed' / 'checkpoints' / 'last.ckpt'
-    finish(_script('groups', root, tmp_path / 'killed', '--resume', last))
+    mae_runs.main(['groups', str(root), str(tmp_path / 'whole')])
+    step, out = random.randrange(4, STEPS - 1), tmp_path / 'killed'
+    with fork(mae_runs, 'groups', root, out, output=tmp_path / 'first') as process:
+        kill_after(step, process)
+    assert not (out / 'rank0.pt').exists()
+    last = out / 'checkpoints' / 'last.ckpt'
+    run(mae_runs, 'groups', root, out, '--resume', last, output=tmp_path / 'second')
     expected, found = (
         torch.load(tmp_path / name / 'rank0.pt', weights_only=True) for name in ('whole', 'killed')
     )
     assert_equal(found, expected)
     for name in FILES:
-        whole, killed = (tmp_path / run / name for run in ('whole', 'killed'))
+        whole, killed = (tmp_path / each / name for each in ('whole', 'killed'))
         assert_equal(load_file(killed), load_file(whole))
         assert read_metadata(killed) == read_metadata(whole), f'killed after step {step}'
 
@@ -547,8 +537,11 @@ def test_two_ranks(roots: dict[str, Path], tmp_path: Path) -> None:
     """Both ranks end alike, and as one process does that averages their gradients."""
     arguments: dict[str, Any] = {'steps': 6}
     task = ['--devices', 2, '--task', json.dumps(arguments)]
-    shown = finish(_script('plain', roots['plain'], tmp_path, *task))
-    assert all(torch.tensor(line['loss']).isfinite() for line in shown)
+    given = ['plain', roots['plain'], tmp_path, *task]
+    shown = lines_of(run_ranks(mae_runs, *given, output=tmp_path / 'ranks'))
+    assert len(shown) == arguments['steps'] and all(
+        torch.tensor(line['loss']).isfinite() for line in shown
+    )
     first, second = (torch.load(tmp_path / f'rank{r}.pt', weights_only=True) for r in range(2))
     assert_equal(first, second)
     expected = _two_ranks_in_one(roots['plain'], arguments)

@@ -3,8 +3,6 @@
 import csv
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from rasterio.transform import Affine
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, precision_score, recall_score
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 
+from tests.processes import run_ranks
+from tests.tasks import report_runs
 from tests.tasks.report_runs import COUNT, MaskDataModule, Masks, MaskTask, OddColours, colours
 from tests.tasks.toy import CLASSES, trainer
 from torchgeo_explora.datasets import ImageFolder
@@ -417,9 +417,7 @@ def test_nothing_is_written_where_a_run_is_only_tried_out(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_two_ranks_write_what_one_writes(tmp_path: Path) -> None:
-    command = [sys.executable, '-m', 'tests.tasks.report_runs', str(tmp_path / 'two')]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run_ranks(report_runs, tmp_path / 'two', output=tmp_path / 'ranks')
     one = trainer(tmp_path / 'one', callbacks=[TestReport(), PredictionWriter()])
     one.test(colours(), datamodule=OddColours(batch_size=4), verbose=False)
     one.predict(colours(), datamodule=OddColours(batch_size=4), return_predictions=False)
