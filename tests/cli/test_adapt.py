@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.cli.conftest import MODEL, adapt_arguments
+from tests.processes import fork
+from torchgeo_explora import cli
 from torchgeo_explora.adapters import load_adapter, merge_lora
 from torchgeo_explora.cli import main
 from torchgeo_explora.cli.adapt import adapt
@@ -152,14 +153,11 @@ def test_killed_run_goes_on_to_the_same_weights(
 ) -> None:
     out = tmp_path / 'killed'
     arguments = adapt_arguments(scenes, out, weights, '--checkpoint-every', '1')
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'torchgeo_explora', *arguments], stdout=subprocess.DEVNULL
-    )
     checkpoint = out / 'checkpoints' / 'last.ckpt'
-    while not checkpoint.is_file() and process.poll() is None:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() in (-signal.SIGKILL, 0)
+    with fork(cli, *arguments, output=tmp_path / 'printed') as process:
+        while not checkpoint.is_file() and process.status is None:
+            time.sleep(0.01)
+    assert process.status in (-signal.SIGKILL, 0)
     assert main(['adapt', '--out', str(out), '--resume']) == 0
     assert _same(finished, out)
 

@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +14,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.inference.conftest import segmentation_spec, write_raster
+from tests.processes import fork
+from torchgeo_explora import cli
 from torchgeo_explora.adapters import ExPLoRAConfig, apply_explora, merge_lora, save_adapter
 from torchgeo_explora.cli import main
 from torchgeo_explora.models import (
@@ -145,32 +143,36 @@ def test_what_does_not_fit_is_one_line(
     assert not list(out.glob('*.tif'))
 
 
+MORE = ('--block', '120', '--batch', '4', '--pca', '8', '--rgb', '--dtype', 'int8', '--force')
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory: pytest.TempPathFactory, backbone: VisionTransformer) -> Path:
+    """Rasters, weights, and what a run wrote that nothing interrupted."""
+    folder = tmp_path_factory.mktemp('unbroken')
+    weights = save_backbone(backbone, folder / 'merged.safetensors', TOLD)
+    (folder / 'scenes').mkdir()
+    for number in range(3):
+        values = np.random.default_rng(number).integers(0, 255, (3, 240, 240), dtype=np.uint8)
+        write_raster(folder / 'scenes' / f'{number}.tif', values)
+    assert main(_arguments(folder / 'scenes', weights, folder / 'whole', *MORE)) == 0
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('wait', [0.1, 0.6, 1.2])
 def test_a_killed_run_leaves_nothing_half_done_and_resumes_to_the_same_bytes(
-    wait: float, merged: Path, tmp_path: Path
+    wait: float, unbroken: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / 'scenes'
-    folder.mkdir()
-    for number in range(3):
-        values = np.random.default_rng(number).integers(0, 255, (3, 240, 240), dtype=np.uint8)
-        write_raster(folder / f'{number}.tif', values)
-    more = ('--block', '120', '--batch', '4', '--pca', '8', '--rgb', '--dtype', 'int8', '--force')
-    assert main(_arguments(folder, merged, tmp_path / 'whole', *more)) == 0
-    out = tmp_path / 'killed'
-    program = [sys.executable, '-m', 'torchgeo_explora']
-    run = subprocess.Popen(
-        [*program, *_arguments(folder, merged, out, *more)],
-        stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )  # fmt: skip
-    while not list(out.glob('.*/*/block-000001')) and run.poll() is None:
-        time.sleep(0.01)
-    time.sleep(wait)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    names = sorted([path.name for path in (tmp_path / 'whole').glob('*_*.tif')])
+    out, whole = tmp_path / 'killed', unbroken / 'whole'
+    arguments = _arguments(unbroken / 'scenes', unbroken / 'merged.safetensors', out, *MORE)
+    with fork(cli, *arguments, output=tmp_path / 'printed') as process:
+        while not list(out.glob('.*/*/block-000001')) and process.status is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+    names = sorted([path.name for path in whole.glob('*_*.tif')])
     for path in (*out.glob('*_*.tif'), *out.glob('pca.safetensors')):  # complete, or not there
-        assert path.read_bytes() == (tmp_path / 'whole' / path.name).read_bytes()
-    assert main(_arguments(folder, merged, out, *more, '--resume')) == 0
+        assert path.read_bytes() == (whole / path.name).read_bytes()
+    assert main([*arguments, '--resume']) == 0
     for name in (*names, 'pca.safetensors'):
-        assert (out / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+        assert (out / name).read_bytes() == (whole / name).read_bytes()

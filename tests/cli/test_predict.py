@@ -260,9 +260,9 @@ def test_a_killed_run_leaves_nothing_half_done_and_resumes_to_the_same_bytes(
     folder = tmp_path / 'scenes'
     folder.mkdir()
     for number in range(3):
-        values = np.random.default_rng(number).integers(0, 255, (3, 700, 700), dtype=np.uint8)
+        values = np.random.default_rng(number).integers(0, 255, (3, 420, 420), dtype=np.uint8)
         write_raster(folder / f'{number}.tif', values)
-    more = ('--block', '200', '--batch', '4')
+    more = ('--block', '120', '--batch', '4')
     assert main(_arguments(folder, segmenter, tmp_path / 'whole', *more)) == 0
     out = tmp_path / 'killed'
     program = [sys.executable, '-m', 'torchgeo_explora']
