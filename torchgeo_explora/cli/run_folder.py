@@ -4,16 +4,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from torchgeo_explora._environment import environment
 from torchgeo_explora._files import replacing
 from torchgeo_explora._run_record import RECORD
-from torchgeo_explora.cli.settings import AdaptSettings
 from torchgeo_explora.errors import ConfigError, OutputError
 from torchgeo_explora.models.feature_reference import REFERENCE
+
+if TYPE_CHECKING:  # with Lightning and TorchGeo it takes seconds to import, which `info` can spare
+    from torchgeo_explora.cli.settings import AdaptSettings
 
 __all__ = ['RunFolder', 'environment', 'read_json', 'write_json', 'write_yaml']
 
@@ -109,7 +111,7 @@ class RunFolder:
             remedy = ', or go on with the run in it by --resume' if self.settings.is_file() else ''
             raise OutputError(f'{self.path} has something in it: give a new folder{remedy}.')
 
-    def read_settings(self) -> AdaptSettings:
+    def read_settings(self) -> 'AdaptSettings':
         """Read the settings of the run to resume.
 
         Raises:
@@ -120,6 +122,8 @@ class RunFolder:
                 f'{self.path} holds no run to resume (there is no {self.settings.name}): '
                 'leave --resume out to start one.'
             )
+        from torchgeo_explora.cli.settings import AdaptSettings
+
         return AdaptSettings.from_json(self.settings.read_text(encoding='utf-8'), self.settings)
 
 
