@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import warnings
 from collections.abc import Sequence
@@ -21,6 +18,8 @@ from torchgeo.datasets import DatasetNotFoundError, EuroSAT, RGBBandsMissingErro
 
 from tests.data.fmow_sentinel.data import chip, layout_path, write_sentinel
 from tests.data.folder.data import write_raster
+from tests.datasets import index_sizes
+from tests.processes import run
 from torchgeo_explora.datasets import (
     SATMAE_BANDS,
     SENTINEL2_BANDS,
@@ -375,41 +374,8 @@ class TestDownload:
         assert left == ['fmow-sentinel.tar.gz', 'val.csv']
 
 
-_MEASURE = """
-import json, os, sys, time
-import psutil, torch
-from torchgeo_explora.datasets import Cropping, FMoWSentinel
-
-def own(process):
-    return process.memory_full_info().uss
-
-if __name__ == '__main__':
-    root, method = sys.argv[1:]
-    process = psutil.Process()
-    before = process.memory_info().rss
-    start = time.perf_counter()
-    dataset = FMoWSentinel(root, cropping=Cropping(8))
-    seconds = time.perf_counter() - start
-    grown = process.memory_info().rss - before
-    subset = torch.utils.data.Subset(dataset, [0] * 8)
-    result = {'seconds': seconds, 'grown': grown, 'rows': len(dataset)}
-    sizes = []
-    for data in (torch.utils.data.Subset(FMoWSentinel(root, csv='one.csv', cropping=Cropping(8)), [0] * 8), subset):
-        loader = torch.utils.data.DataLoader(data, 2, num_workers=2, multiprocessing_context=method)
-        iterator = iter(loader)
-        next(iterator)
-        if data is subset:  # every entry of the index is looked at in the parent's memory
-            [dataset.index.paths[row] for row in range(0, len(dataset), 100)]
-        sizes.append(max(own(child) for child in process.children()))
-        list(iterator)
-    result['worker'] = sizes[1] - sizes[0]
-    print(json.dumps(result))
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('method', ['fork', 'spawn'])
-def test_half_a_million_rows(tmp_path: Path, method: str) -> None:
+def test_half_a_million_rows(tmp_path: Path) -> None:
     """Seconds, far under 1 GB, and no copy in a worker: beside a worker with an index of one row."""
     path = tmp_path / 'fmow-sentinel' / layout_path('train', CATEGORIES[0], 0, 0)
     write_raster(path, chip(0))
@@ -421,16 +387,10 @@ def test_half_a_million_rows(tmp_path: Path, method: str) -> None:
     header = ('category', 'location_id', 'image_id', 'timestamp', 'polygon')
     _write(tmp_path / 'train.csv', [header, *rows])
     _write(tmp_path / 'one.csv', [header, *rows[:1]])
-    script = tmp_path / 'measure.py'
-    script.write_text(_MEASURE)
-    run = subprocess.run(
-        [sys.executable, script, tmp_path, method], capture_output=True, text=True, check=False,
-        env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
-    print(method, result)  # noqa: T201
+    result = json.loads(run(index_sizes, 'fmow-sentinel', tmp_path, output=tmp_path / 'printed'))
+    print(result)  # noqa: T201
     assert result['rows'] == 500_000
     assert result['seconds'] < 20  # 1.4 s on an idle core; other work may share it
     assert result['grown'] < 250e6
-    assert result['worker'] < 20e6  # the tensors alone hold 40 MB
+    for method in index_sizes.METHODS:
+        assert result[method] < 20e6  # the tensors alone hold 40 MB

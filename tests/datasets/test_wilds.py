@@ -1,9 +1,6 @@
 """Camelyon17 and iWildCam: equal to what the wilds package reads, and what is wrong with tables."""
 
 import json
-import os
-import subprocess
-import sys
 import tarfile
 import warnings
 from pathlib import Path
@@ -15,6 +12,8 @@ from torchgeo.datasets import DatasetNotFoundError
 
 from tests.data.camelyon17.data import rows, write_camelyon17, write_release, write_table
 from tests.data.iwildcam.data import write_iwildcam, write_labelled
+from tests.datasets import index_sizes
+from tests.processes import run
 from torchgeo_explora.datasets import Camelyon17, Cropping, IWildCam, _wilds, camelyon17
 from torchgeo_explora.datasets._wilds import Release, Wilds
 from torchgeo_explora.errors import ConfigError, ImageError
@@ -209,33 +208,6 @@ class TestDownload:
         assert not (tmp_path / 'new' / 'camelyon17_v1.0').exists()
 
 
-_MEASURE = """
-import json, os, sys, time
-import psutil, torch
-from torchgeo_explora.datasets import Camelyon17
-
-def private():
-    info = psutil.Process().memory_full_info()
-    return info.uss
-
-class Alone(torch.utils.data.Dataset):
-    def __init__(self, dataset):
-        self.dataset = dataset
-    def __len__(self):
-        return 8
-    def __getitem__(self, index):
-        self.dataset.index.paths[index * 1000 % len(self.dataset)]
-        return private()
-
-before, start = private(), time.perf_counter()
-dataset = Camelyon17(sys.argv[1], 'train_unlabeled')
-seconds, grown = time.perf_counter() - start, private() - before
-loader = torch.utils.data.DataLoader(Alone(dataset), num_workers=1)
-worker = max(int(value) for value in loader)
-print(json.dumps([len(dataset), seconds, grown / 1e6, worker / 1e6, before / 1e6]))
-"""
-
-
 @pytest.mark.slow
 def test_an_index_of_three_million_patches(tmp_path: Path) -> None:
     """The published number of rows: read in seconds, far below 1 GB, and shared by workers."""
@@ -252,11 +224,8 @@ def test_an_index_of_three_million_patches(tmp_path: Path) -> None:
     first = folder / 'patches' / 'patient_000_node_0' / 'patch_patient_000_node_0_x_0_y_0.png'
     first.parent.mkdir(parents=True)
     first.touch()
-    run = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', _MEASURE, str(tmp_path)],
-        capture_output=True, text=True, check=False, env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    count, seconds, grown, worker, before = json.loads(run.stdout)
-    assert count == 1_799_247
-    assert seconds < 30 and grown < 600 and worker < before
+    found = json.loads(run(index_sizes, 'camelyon17', tmp_path, output=tmp_path / 'printed'))
+    print(found)  # noqa: T201
+    assert found['rows'] == 1_799_247
+    assert found['seconds'] < 30 and found['grown'] < 600e6
+    assert found['worker'] < 50e6  # the tensors alone hold more than 150 MB

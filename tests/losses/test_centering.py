@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from tests.losses import textbook
+from tests.processes import FORKS
 from torchgeo_explora.losses import SoftmaxCentering, sinkhorn_knopp, softmax_centering
 
 
@@ -116,7 +117,8 @@ def _on_rank(rank: int, logits: list[list[Tensor]], folder: str) -> None:
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     sizes = [(4, 4), (5, 2), (0, 6), (0, 0)]
     cases = [[_logits(n, 24, seed) for seed, n in enumerate(pair)] for pair in sizes]
-    spawn(_on_rank, (cases, str(tmp_path)), nprocs=2)
+    method = FORKS.get_start_method()
+    start_processes(_on_rank, (cases, str(tmp_path)), nprocs=2, start_method=method)
     ranks = [torch.load(tmp_path / f'{rank}.pt') for rank in range(2)]
     for case, first, second in zip(cases, *ranks, strict=True):
         rows = torch.cat(case)
