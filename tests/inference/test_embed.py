@@ -379,6 +379,7 @@ def test_a_basis_serves_other_files_and_no_other_model(scenes: list[Path], tmp_p
         (other, EmbedSettings(basis=str(kept)), 'other embeddings'),
         (make_vit(**VIT), EmbedSettings(basis=str(kept), norm=False), 'other embeddings'),
         (make_vit(**VIT), EmbedSettings(basis=str(kept), pca=6), 'has 5'),
+        (make_vit(**VIT), EmbedSettings(pca=13), 'ask for 12 or fewer'),
     ):
         with pytest.raises(ConfigError, match=words):
             embed_rasters(scenes, vit, input_spec(3, 32), tmp_path / 'refused', how)

@@ -242,6 +242,8 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path: Path) -> None
         with pytest.raises(ConfigError, match=reason):
             search(path, out, *like)
         assert not out.exists()
+    with pytest.raises(ConfigError, match='of 1 to 1001 patches a side'):
+        search(source, out, at(12.5, 22.5), side=100_000)
     with pytest.raises(ConfigError, match='no direction in common'):
         search(source, out, at(12.5, 22.5), unlike=(at(12.5, 22.5),))
     other = {**TAGS, 'MODEL_WEIGHTS_SHA256': 'other'}

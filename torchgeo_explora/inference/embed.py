@@ -252,6 +252,11 @@ def make_product(
     if settings.windows:
         return embedder, WindowEmbeddings(spec, tiles, reading, model, _described(settings))
     basis = _basis(settings, model)
+    if basis is None and settings.pca is not None and settings.pca > embedder.dim:
+        raise ConfigError(
+            f'{settings.pca} principal components were asked for and the embeddings have '
+            f'{embedder.dim} numbers: ask for {embedder.dim} or fewer.'
+        )
     return embedder, PatchEmbeddings(
         spec, tiles, reading, model, _described(settings), settings.dtype,
         components(settings, basis), settings.rgb, basis,

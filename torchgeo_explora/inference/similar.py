@@ -38,6 +38,9 @@ from torchgeo_explora.inference.work import WorkFolder
 
 DTYPES = ('float32', 'int8')
 
+LARGEST_SIDE = 1001
+"""Of a place, in patches: what is around a tile of the raster is kept in memory to that width."""
+
 DARKEST, BRIGHTEST = 0.5, 0.999
 """Shares of all patches that are less similar than the ends of the colours."""
 
@@ -70,10 +73,10 @@ class SimilarSettings:
         """Check the values."""
         if not self.like:
             raise ConfigError('Nothing is looked for: give a place with --like.')
-        if self.top < 0 or self.side < 1:
+        if self.top < 0 or not 1 <= self.side <= LARGEST_SIDE:
             raise ConfigError(
-                f'top is {self.top} and side {self.side}: give 0 or more places, of 1 or more '
-                'patches a side.'
+                f'top is {self.top} and side {self.side}: give 0 or more places, of 1 to '
+                f'{LARGEST_SIDE} patches a side.'
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f'dtype is {self.dtype!r}: choose from {", ".join(DTYPES)}.')

@@ -71,8 +71,8 @@ def as_start(checkpoint: Checkpoint, base_weights: object, build: Build) -> Chec
         return _from_delta(checkpoint, base_weights, build)
     if base_weights is not None:
         raise ConfigError(
-            f'base_weights is given, but {checkpoint.source} is no delta (adapter.safetensors): '
-            'leave base_weights away.'
+            f'Base weights are given, but {checkpoint.source} is no delta (adapter.safetensors), '
+            'which alone needs them: leave base_weights or --base out.'
         )
     if is_fitted(checkpoint):
         return backbone_of(checkpoint)
