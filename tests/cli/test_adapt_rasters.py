@@ -181,7 +181,7 @@ def test_values_of_another_sensor_are_refused(scenes5: Path, finished: Path) -> 
     ('more', 'what'),
     [
         (['--class-column', 'kind'], 'without --labels'),
-        (['--labels', 'absent.gpkg'], '--class-column'),
+        (['--labels', 'absent.gpkg'], 'is not there'),
         (['--all-images'], 'leave it out'),
         (['--bands', '9'], 'has no band 9'),
         (['--balance', '3'], 'balance is 3'),

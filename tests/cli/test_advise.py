@@ -63,3 +63,5 @@ def test_too_few_images_are_refused(
     assert 'give at least 5 to adapt to and 5 to score' in capsys.readouterr().err
     assert main(['advise', *given, '--set', 'bands=3']) == 2
     assert 'bands=3' in capsys.readouterr().err
+    assert main(['advise', *given, '--ranks', '8', '5000']) == 2
+    assert '--ranks 5000: the model is' in capsys.readouterr().err

@@ -174,6 +174,7 @@ def test_bad_input_is_one_sentence(
     assert text.count('\n') == 1
     assert sentence in text
     assert not (tmp_path / 'out' / 'report.html').exists()
+    assert not list(tmp_path.rglob('part-*')), 'refused before anything is measured'
 
 
 def test_a_folder_with_something_in_it_is_refused(

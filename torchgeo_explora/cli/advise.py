@@ -151,6 +151,11 @@ def prepare(args: argparse.Namespace) -> Setting:
     if not path.is_file():
         raise ConfigError(f'{path} is no file: give the weights of the base as --weights.')
     backbone = open_backbone(path.stem, path, args.arch)
+    width = backbone.model.embed_dim
+    if max(args.ranks) > width:
+        raise ConfigError(
+            f'--ranks {max(args.ranks)}: the model is {width} wide; give ranks from 1 to {width}.'
+        )
     _, report = create_backbone(backbone.arch, path)
     extra = given_options(argparse.Namespace(extra=args.extra))['extra']
     unknown = sorted(set(extra) - set(recipe_fields()))

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     models = open_backbones(args.models, args.arch)
     side = common_side(models, args.image_size)
     images = open_analysed(args, [item.inputs for item in models], side)
+    find_pictures(images, args.pictures, args.show, args.seed)  # refuses names before the work
     _introduce(models, images, side, str(device))
     weights = {item.name: item.path for item in models}
     with recording(out, 'analyse', {'settings': settings}, seed=args.seed, device=device,

@@ -92,6 +92,10 @@ def _labelled(
     path = Path(settings.labels)
     if path.is_dir() or path.suffix.lower() == '.zip':
         return separate_split(path, _folder_arguments(settings, images, module, workers))
+    if not path.is_file():
+        raise ConfigError(
+            f'--labels {path} is not there: give a folder of images or a vector file.'
+        )
     if settings.class_column is None:
         raise ConfigError(
             f'{path} is taken for a vector file of polygons: name the column of their classes as '
