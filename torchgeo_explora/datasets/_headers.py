@@ -232,7 +232,8 @@ def check_alike(kinds: Sequence[str], headers: Sequence[ImageHeader]) -> None:
         ]
         raise ImageError(
             f'{count} images have {common}, but {len(odd)} do not: {name_some(odd)}. Give images '
-            "of one kind, choose `bands` that all of them have, or mode 'rgb' to repeat grey bands."
+            'of one kind, choose `bands` (--bands) that all of them have, or repeat grey bands with '
+            "mode 'rgb' (--grey)."
         )
 
 

@@ -139,7 +139,7 @@ def _check_kinds(
     if needed is not None and count != needed:
         raise ImageError(
             f'{sources[0].path} has {kinds[0]}, but {needed} are needed: choose them with `bands` '
-            "(1-based indexes or names), or mode 'rgb' to repeat a grey band."
+            "(--bands; 1-based indexes or names), or repeat a grey band with mode 'rgb' (--grey)."
         )
 
 

@@ -270,7 +270,8 @@ class ImageFolder(NonGeoDataset):
         if needed is not None and self.num_channels != needed:
             raise ImageError(
                 f'{self.headers[0].path} has {_bands(self.num_channels)}, but {needed} are needed: '
-                f"choose them with `bands` (1-based indexes), or mode 'rgb' to repeat a grey band."
+                'choose them with `bands` (--bands; 1-based indexes), or repeat a grey band with '
+                "mode 'rgb' (--grey)."
             )
 
     def _say_what_is_left_out(self, alpha: bool) -> None:
