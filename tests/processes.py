@@ -84,6 +84,11 @@ class Fork:
         self._process.kill()
         self._process.join()
 
+    def send(self, number: int) -> None:
+        """Send a signal, which does nothing to a process that has ended."""
+        if self._process.is_alive() and self._process.pid is not None:
+            os.kill(self._process.pid, number)
+
     def lines(self) -> Iterator[str]:
         """Lines that it prints, while it runs, each as soon as it is whole."""
         with self.output.open(encoding='utf-8') as file:

@@ -28,7 +28,13 @@ WIDTH = 1100
 """Pixels to which pictures are reduced."""
 
 
-def run(path: Path, folder: Path, parameters: Mapping[str, str], seconds: int = 600) -> Any:  # noqa: ANN401
+def run(
+    path: Path,
+    folder: Path,
+    parameters: Mapping[str, str],
+    seconds: int = 600,
+    **options: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
     """Execute a notebook in a folder, its parameters replaced.
 
     Args:
@@ -36,6 +42,7 @@ def run(path: Path, folder: Path, parameters: Mapping[str, str], seconds: int = 
         folder: Where it runs.
         parameters: Assignments that follow the cell of parameters: name, and value as Python.
         seconds: Limit of a cell.
+        options: Further arguments of nbclient.
 
     Returns:
         The executed notebook.
@@ -58,8 +65,9 @@ def run(path: Path, folder: Path, parameters: Mapping[str, str], seconds: int = 
     lines = [f'{name} = {value}' for name, value in parameters.items()]
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell('\n'.join(lines)))
     client = NotebookClient(
-        notebook, timeout=seconds, kernel_name='python3', resources={'metadata': {'path': folder}}
-    )
+        notebook, timeout=seconds, kernel_name='python3',
+        resources={'metadata': {'path': folder}}, **options,
+    )  # fmt: skip
     client.execute()
     del notebook.cells[place + 1]
     return notebook

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.docs.kernels import ForkedKernel
 from tests.docs.notebooks import NOTEBOOKS, PAGES, PICTURES, outputs, run
 
 SMALL: dict[str, dict[str, str]] = {
@@ -29,7 +30,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path: Path, tmp_path: Path) -> None:
-    found = list(outputs(run(path, tmp_path, SMALL[path.stem])))
+    done = run(path, tmp_path, SMALL[path.stem], kernel_manager_class=ForkedKernel)
+    found = list(outputs(done))
     printed = '\n'.join(text for _, text, _ in found)
     assert [part for part in PARTS[path.stem] if part not in printed] == []
     assert sum(picture is not None for _, _, picture in found) >= 2
