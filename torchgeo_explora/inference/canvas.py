@@ -13,7 +13,8 @@ from torchgeo_explora.inference.pages import zeros
 from torchgeo_explora.inference.windows import Interval, Span
 
 MOST_ROWS, BYTES_AT_ONCE = 64, 2 * 2**20
-"""Rows that are finished together: many take memory, and fall out of the processor's cache."""
+"""Of rows that are finished together, or planes that are added: many take memory, and fall out of
+the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class Canvas:
             output = output[:, down.within(row.start), across.within(column.start)]
         weights = self._weights[down.within(row.output.first), across.within(column.output.first)]
         place = self._sums[:, down.within(self.top), across.within(self.block.columns.first)]
-        place.addcmul_(output.to(torch.float64), weights)
+        many = max(BYTES_AT_ONCE // (8 * weights.numel()), 1)  # a copy is made of each
+        for sums, planes in zip(place.split(many), output.split(many), strict=True):
+            sums.addcmul_(planes.to(torch.float64), weights)
 
     def finish(self, stop: int) -> Iterator[Finished]:
         """Take rows that no further window contributes to, some at a time.

@@ -27,6 +27,10 @@ BATCHES_A_GROUP = 16
 FIXED_MEMORY = 64 * 2**20
 """Bytes for GDAL's cache, and for rows that are being finished and written."""
 
+SPARE = 4
+"""A quarter of the memory is left for what the C library keeps in pieces and does not give back,
+where blocks can be as narrow as that."""
+
 STRIPES_AHEAD = 3
 """Rows of windows that are read before they are needed."""
 
@@ -100,15 +104,16 @@ class Tiling:
         sums = -(-planes * 8 * held // self.cell**2)
         column = sums + self.size * bands * (raw + scaled)
         cells = -(-self.size // self.cell)
-        window = self.size**2 * self.batch * bands * 8 + planes * 20 * cells**2  # one output
-        width = (self.memory - FIXED_MEMORY - window) // column - self.size
-        if width < self.size:
+        window = self.size**2 * self.batch * bands * 8 + planes * 8 * cells**2  # one output
+        room = self.memory - FIXED_MEMORY - window
+        if room // column < 2 * self.size:
             need = FIXED_MEMORY + window + 2 * self.size * column
             raise ConfigError(
                 f'{self.memory // 2**20} MB were allowed, and windows of {self.size} pixels in '
                 f'batches of {self.batch} take at least {-(-need // 2**20)} MB: raise '
                 '--max-memory, or lower --batch or --window.'
             )
+        width = max((room - self.memory // SPARE) // column - self.size, self.size)
         enough = max(WINDOWS_ACROSS * self.step, SIZES_ACROSS * self.size)
         return Extent(self.block, min(width, enough, self.block))
 

@@ -18,6 +18,7 @@ from rasterio.windows import Window
 from torchgeo_explora.errors import ExploraError, OutputError
 from torchgeo_explora.inference.jobs import Job, Unit
 from torchgeo_explora.inference.layers import Layer
+from torchgeo_explora.inference.pages import release
 from torchgeo_explora.inference.polygons import PolygonSettings, write_polygons
 from torchgeo_explora.inference.raster import READ_ERRORS, Georeference
 from torchgeo_explora.inference.style import Color, write_names, write_qml
@@ -107,6 +108,7 @@ def _build(folder: WorkFolder, job: Job, layer: Layer, legend: Legend) -> Path:
     stem = f'{layer.kind}.{os.getpid()}'
     scratch, cog = (folder.job_folder(job) / f'{stem}.{end}.tif' for end in ('scratch', 'cog'))
     _write_scratch(folder, job, layer, legend, scratch)
+    release(job.info.extent.area)
     copy_raster(scratch, cog, driver='COG', **_cog_options(layer))
     scratch.unlink()
     with cog.open('rb+') as file:

@@ -35,7 +35,8 @@ def release(pixels: int) -> None:
     """Give memory that was freed back to the system, where the C library keeps it: glibc.
 
     Args:
-        pixels: Of the block that is next; before small ones it would take longer than it is worth.
+        pixels: Of the block or raster that is next; before small ones it would take longer than it
+            is worth.
     """
     if sys.platform == 'linux' and pixels >= WORTH_IT:
         trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
