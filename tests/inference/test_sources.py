@@ -188,6 +188,16 @@ def test_lists_and_globs_hold_all_of_these(tmp_path: Path) -> None:
     assert [source.target for source in _found(tmp_path / 'list.txt')] == ['a', 'b', 'x']
 
 
+def test_a_glob_that_spells_out_an_ending_finds_it(tmp_path: Path) -> None:
+    for name in ('a.png', 'b.PNG', 'c.jpg', 'd.tif', 'README'):
+        (tmp_path / name).touch()
+    (tmp_path / 'folder').mkdir()
+    assert [Path(s.path).name for s in _found(f'{tmp_path}/*.png')] == ['a.png']
+    assert [Path(s.path).name for s in _found(f'{tmp_path}/*')] == ['d.tif']
+    with pytest.raises(ConfigError, match=r"quoted patterns of others, as in 'photos/\*.png'"):
+        _found(tmp_path / 'folder')
+
+
 def test_results_of_two_must_not_have_one_name(tmp_path: Path) -> None:
     items = [_item('a', image='1.tif'), _item('a', image='2.tif')]
     path = _json(tmp_path / 'items.json', {'type': 'FeatureCollection', 'features': items})

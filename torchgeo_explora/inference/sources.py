@@ -70,8 +70,9 @@ def list_sources(
             found.setdefault(source.path, source)
     if not found:
         raise ConfigError(
-            f'{", ".join(map(str, items)) or "nothing"} holds no raster: give files, or folders '
-            f'with {", ".join(EXTENSIONS)} files.'
+            f'{", ".join(map(str, items)) or "nothing"} holds no raster: give files, folders '
+            f'with {", ".join(EXTENSIONS)} files, or quoted patterns of others, as in '
+            "'photos/*.png'."
         )
     return list(found.values())
 
@@ -95,10 +96,16 @@ def _expand(item: str, out: Path, asset: str | None) -> Iterator[Source]:
         for match in sorted(glob.glob(os.fspath(path), recursive=True)):  # noqa: PTH207
             if Path(match).suffix.lower() in (*ENDINGS, '.zip'):
                 yield from _expand(match, out, asset)
-            elif Path(match).suffix.lower() in EXTENSIONS and not _is_result(Path(match), out):
+            elif _is_meant(Path(match), path) and not _is_result(Path(match), out):
                 yield Source(match, Path(match).stem)
     else:
         yield Source(os.fspath(path), path.stem)
+
+
+def _is_meant(match: Path, pattern: Path) -> bool:
+    """Whether a file is taken for a raster: by its ending, or one that the pattern spells out."""
+    ending = match.suffix.lower()
+    return ending in EXTENSIONS or ending == pattern.suffix.lower() != ''
 
 
 def _in_stac(item: str, asset: str | None) -> Iterator[Source]:
