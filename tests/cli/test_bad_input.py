@@ -13,7 +13,9 @@ import rasterio
 import torch
 from PIL import Image
 
+from tests.cli import program
 from tests.cli.conftest import MODEL, adapt_arguments
+from tests.processes import fork
 from torchgeo_explora.cli import main
 from torchgeo_explora.cli.parser import build_parser
 from torchgeo_explora.models import create_backbone, save_backbone
@@ -240,13 +242,18 @@ def test_info_on_a_folder_that_is_no_run(tmp_path: Path, one_line: OneLine) -> N
 
 
 def test_program_ends_with_the_status_of_main(tmp_path: Path) -> None:
+    with fork(program, 'info', tmp_path / 'none.pth', output=tmp_path / 'printed') as process:
+        assert process.wait() == 2
+    assert process.printed.startswith('torchgeo-explora: error: There is no weights file')
+    assert process.printed.count('\n') == 1
+
+
+def test_program_says_what_is_wrong_with_its_arguments() -> None:
     run = subprocess.run(
-        [sys.executable, '-m', 'torchgeo_explora', 'info', str(tmp_path / 'none.pth')],
+        [sys.executable, '-m', 'torchgeo_explora', 'adapt', 'x', '--out', 'y', '--steps', '0'],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert run.returncode == 2
-    assert run.stderr.startswith('torchgeo-explora: error: There is no weights file')
-    assert run.stderr.count('\n') == 1
+    assert (run.returncode, run.stdout, run.stderr.count('\n')) == (2, '', 1)
 
 
 @pytest.mark.parametrize(
