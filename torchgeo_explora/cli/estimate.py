@@ -133,6 +133,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError('--epochs was given without images: name a folder, or give --images N.')
     else:
         seen = Seen(None, None, ())
+    if not args.json:
+        say(f'Timing steps of {SMALL} and {LARGE} images on {device}')
     found = estimate(settings, seen, device)
     if args.json:
         say(json.dumps(asdict(found), indent=2))
