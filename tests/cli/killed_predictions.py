@@ -1,4 +1,4 @@
-"""A process that runs ``predict`` again and again, and kills it at moments all over its length."""
+"""A process that runs a command again and again, and kills it at moments all over its length."""
 
 import json
 import os
@@ -67,4 +67,9 @@ def _resumed(out: str | Path) -> list[str]:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob('*_*') if path.name[0] != '.'}
+    """Results: maps, styles, names, polygons, places."""
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.suffix in {'.gpkg', '.qml', '.tif', '.xml'} and path.name[0] != '.'
+    }

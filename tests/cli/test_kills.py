@@ -1,4 +1,4 @@
-"""``predict`` killed at many moments, writing of the maps included: nothing is left half done."""
+"""``predict`` and ``similar`` killed at many moments, writing included: nothing is left half done."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 
 from tests.cli import killed_predictions
 from tests.inference.conftest import segmentation_spec, write_raster
+from tests.inference.test_similar import at, values, write
 from tests.processes import run
 from torchgeo_explora.models import create_backbone, save_model
 from torchgeo_explora.models.segmentation import build_segmenter
@@ -38,3 +39,14 @@ def test_no_moment_leaves_an_incomplete_file_and_the_end_has_the_same_bytes(
     asked = json.dumps([command, str(tmp_path / 'whole'), str(tmp_path / 'out'), KILLS])
     printed = run(killed_predictions, asked, output=tmp_path / 'printed')
     assert json.loads(printed.splitlines()[-1])['files'] == 2 * 6  # layers, polygons, style, names
+
+
+@pytest.mark.slow
+def test_no_moment_leaves_half_a_search(tmp_path: Path) -> None:
+    (tmp_path / 'embeddings').mkdir()
+    for name in ('a', 'b'):
+        write(tmp_path / 'embeddings' / f'{name}_embedding.tif', values())
+    command = ['similar', str(tmp_path / 'embeddings'), '--like', at(12.5, 22.5), '--top', '5']
+    asked = json.dumps([command, str(tmp_path / 'whole'), str(tmp_path / 'out'), KILLS])
+    printed = run(killed_predictions, asked, output=tmp_path / 'printed')
+    assert json.loads(printed.splitlines()[-1])['files'] == 2 * 2 + 1
