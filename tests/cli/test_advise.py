@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from torchgeo_explora.analysis.advice import Trial, advise
+from torchgeo_explora.analysis.pilot import Candidate
 from torchgeo_explora.cli import main
+from torchgeo_explora.cli.advise import sentences
 
 FAST = [
     '--steps', '2', '--seeds', '1', '--ranks', '2', '--image-size', '32', '--device', 'cpu',
@@ -53,6 +57,16 @@ def test_advice_with_labels_is_written(
     assert (out / 'report.html').read_text(encoding='utf-8').count('data:image/png') == 2
     record = json.loads((out / 'run.json').read_text())
     assert record['parts'][-1]['state'] == 'finished'
+
+
+@pytest.mark.parametrize('better', [True, False])
+def test_a_suggestion_of_another_choice_is_said_to_be_of_the_beginning(better: bool) -> None:
+    last, two = Candidate((11,), 64), Candidate((10, 11), 64)
+    answers = {last: torch.arange(1000) < 500, two: torch.arange(1000) < (700 if better else 400)}
+    trials = [Trial(who, 0, right, torch.zeros(2, 2), 1.0, 10) for who, right in answers.items()]
+    text = ' '.join(sentences(advise(trials, 0.4, last)))
+    assert ('adapt with both and compare' in text) == better
+    assert ('no reason to choose another' in text) != better
 
 
 def test_too_few_images_are_refused(

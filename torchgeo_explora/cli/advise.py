@@ -310,6 +310,10 @@ def sentences(found: Advice) -> list[str]:
             f'Suggested: {best.candidate.name}; {word} better than {found.reference.name} in the '
             f'trials, by {_score(found, best.gain)} +- {_score(found, best.error)} {unit}.'
         )
+        told.append(
+            'That is the beginning of a run, where more blocks also move faster, and need not be '
+            'its end: adapt with both and compare before you rely on it.'
+        )
     if found.measure == 'effective rank':
         told.append(
             'There are no labels: candidates were ranked by the effective rank of the features, '
