@@ -51,7 +51,8 @@ class Fork:
         self.output = output
         output.touch()
         variables = {**os.environ, **(environment or {})}
-        given = (module.main, [str(word) for word in arguments], output, variables)
+        method = multiprocessing.get_start_method()
+        given = (module.main, [str(word) for word in arguments], output, variables, method)
         self._process = FORKS.Process(target=_run, args=given)
         self._process.start()
 
@@ -105,11 +106,15 @@ def _run(
     arguments: list[str],
     output: Path,
     variables: Mapping[str, str],
+    method: str,
 ) -> None:
     """In the fork: be as a new process is."""
     with output.open('ab') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method(
+        method, force=True
+    )  # of workers, which would have the server's
     os.environ.clear()
     os.environ.update(variables)
     np.random.seed()  # noqa: NPY002  # the server's, else; Python's own is drawn anew
