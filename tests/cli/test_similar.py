@@ -73,7 +73,8 @@ def test_mistakes_end_in_one_sentence(weights: Path, tmp_path: Path, one_line: O
         ([str(good), '--like', 'nowhere.gpkg'], 'is no position'),
         ([str(good), '--like', '9,37.9'], 'on no patch with data'),
         ([str(tmp_path / 'absent.tif'), '--like', '3,4'], 'check the path'),
-        ([str(scene), '--like', '3,4', '--weights', str(scene)], 'as weights'),
+        ([str(scene), '--like', at(0, 0), '--weights', str(scene)], 'as weights'),
+        ([str(scene), '--like', '9,37.9', '--weights', str(weights)], 'outside of all rasters'),
         ([str(good), '--like', at(12.5, 22.5), '--top', '-1'], 'top is -1'),
     ]
     for arguments, reason in cases:

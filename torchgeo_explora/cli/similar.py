@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torchgeo_explora.cli.backbones import open_backbone
@@ -9,7 +10,7 @@ from torchgeo_explora.cli.choices import choose_device, choose_precision, parse_
 from torchgeo_explora.cli.console import NAMED, complain, percent, say, table
 from torchgeo_explora.cli.meter import Meter
 from torchgeo_explora.cli.predict import NOTHING_DONE, SOME_FAILED, RasterProgress
-from torchgeo_explora.errors import ConfigError
+from torchgeo_explora.errors import ConfigError, ImageError
 from torchgeo_explora.inference import (
     EmbedSettings,
     Found,
@@ -19,6 +20,7 @@ from torchgeo_explora.inference import (
     find_similar,
 )
 from torchgeo_explora.inference.places import Places
+from torchgeo_explora.inference.raster import read_info
 from torchgeo_explora.inference.similarity import sort_sources
 from torchgeo_explora.inference.sources import Source, find_rasters
 
@@ -39,9 +41,10 @@ def run(args: argparse.Namespace) -> int:
     settings = SimilarSettings(
         tuple(args.like), tuple(args.unlike), args.top, args.side, args.dtype
     )
-    Places((*settings.like, *settings.unlike))  # mistakes are found before anything is computed
+    # mistakes are found before anything is computed
+    places = [Places(items) for items in (settings.like, settings.unlike) if items]
     try:
-        embeddings, failed = _embeddings(args)
+        embeddings, failed = _embeddings(args, places)
         if not embeddings:
             return conclude(Found(failed=failed))
         found = find_similar(
@@ -55,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     return conclude(found)
 
 
-def _embeddings(args: argparse.Namespace) -> tuple[list[str | Source], dict[str, str]]:
+def _embeddings(
+    args: argparse.Namespace, places: Sequence[Places]
+) -> tuple[list[str | Source], dict[str, str]]:
     """Rasters of embeddings, made first where they are not there; and why others could not be."""
     out = Path(args.out).expanduser()
     found = sort_sources(find_rasters(args.sources, out / 'embeddings', args.asset))
@@ -65,6 +70,8 @@ def _embeddings(args: argparse.Namespace) -> tuple[list[str | Source], dict[str,
     raw = (*found.others, *found.unreadable)
     if not raw:
         return [*found.ready], {}
+    for named in places:
+        _check_inside(named, (*found.ready, *raw))
     given = out / 'embeddings' if args.embeddings is None else Path(args.embeddings).expanduser()
     # as the user names them, so that results keep the folders of their rasters
     summary = _embed(args, [s.path for s in raw] if found.ready else args.sources, given)
@@ -73,6 +80,22 @@ def _embeddings(args: argparse.Namespace) -> tuple[list[str | Source], dict[str,
             complain('warning', f'{path}: overridden by --force: {reason}')
     done = bool(summary.written or summary.skipped)
     return [*found.ready, *([str(given)] if done else [])], summary.failed
+
+
+def _check_inside(places: Places, sources: Sequence[Source]) -> None:
+    """Refuse places outside of all rasters that can be read; others are named when embedded."""
+    readable = False
+    for source in sources:
+        with suppress(ImageError):
+            info = read_info(source.path)
+            if not info.place.placed or places.within(info) is not None:
+                return
+            readable = True
+    if readable:
+        raise ConfigError(
+            f'{", ".join(places.items)} lies outside of all rasters: point at a place inside one '
+            '(longitude before latitude).'
+        )
 
 
 def _say_left_out(ready: Sequence[Source], others: Sequence[Source], given: Sequence[str]) -> None:
