@@ -483,7 +483,7 @@ def test_windows_of_a_small_raster_without_a_place(tmp_path: Path) -> None:
         ({'overlap': 32}, 'choose 0 to'),
         ({'blocks': (2,)}, 'model with 2'),
         ({'blocks': (1, -1)}, 'name one twice'),
-        ({'pca': 13}, 'choose 1 to 12'),
+        ({'pca': 13}, 'ask for 12 or fewer'),
         ({'basis': 'absent.safetensors', 'pca': 3}, 'holds no basis'),
         ({'max_memory': 1}, '--max-memory'),
         ({'dtype': 'int16'}, 'choose from'),
