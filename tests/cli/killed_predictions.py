@@ -70,6 +70,6 @@ def _files(folder: Path) -> dict[str, bytes]:
     """Results: maps, styles, names, polygons, places."""
     return {
         path.name: path.read_bytes()
-        for path in folder.iterdir()
+        for path in folder.glob('*')
         if path.suffix in {'.gpkg', '.qml', '.tif', '.xml'} and path.name[0] != '.'
     }
