@@ -103,6 +103,8 @@ def write_cog(
     stem = path.with_suffix('')
     with rasterio.Env(GDAL_CACHEMAX=max(CACHE, 2 * tile)):
         levels = [Path(f'{stem}.0.tif')]
+        for left in path.parent.glob(f'{path.stem}.*.tif'):
+            left.unlink()
         try:
             with _create(levels[0], picture) as target:
                 for part in _strips(parts, picture.codec.bands):
@@ -207,6 +209,8 @@ def _mean_of_four(values: Values) -> Values:
 def _join(levels: Sequence[Path], path: Path, picture: Picture) -> None:
     """Write one file of a raster and its overviews."""
     virtual = path.with_suffix('.vrt')
+    for left in (virtual, path):  # by a run that was killed: GDAL opens before it overwrites
+        left.unlink(missing_ok=True)
     try:
         copy_raster(levels[0], virtual, driver='VRT')
         tree = ET.parse(virtual)
