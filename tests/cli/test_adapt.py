@@ -22,11 +22,12 @@ from torchgeo_explora.adapters import load_adapter, merge_lora
 from torchgeo_explora.cli import main
 from torchgeo_explora.cli.adapt import adapt
 from torchgeo_explora.cli.run_folder import RunFolder
-from torchgeo_explora.cli.training import LastCheckpoint, read_metrics
+from torchgeo_explora.cli.training import LastCheckpoint
 from torchgeo_explora.errors import CollapseError
 from torchgeo_explora.layers.tokens import encode
 from torchgeo_explora.models import create_backbone
 from torchgeo_explora.tasks.callbacks import CollapseGuard
+from torchgeo_explora.tasks.logger import read_metrics
 
 PNG = b'\x89PNG\r\n\x1a\n'
 

@@ -108,7 +108,8 @@ def _drive(name: str, arguments: list[str], out: Path) -> list[dict[str, str]]:
         assert spec.task == 'segmentation' and not model.training
         main(['validate', *arguments, *last])
         main(['test', *arguments, *last])
-        rows = _rows(out / 'metrics.csv')
+        assert {row['epoch'] for row in _rows(out / 'metrics.csv')} == {'0', '1', '2'}
+        rows = _rows(out / 'test_metrics.csv')
         assert (out / 'test_report' / 'classes.csv').is_file()
         main(['predict', *arguments, *last])
     return rows

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torchgeo_explora._figures import LINE, new_figure, tidy
 from torchgeo_explora.cli.adapt_study import picture
 from torchgeo_explora.cli.picture import curve, draw_loss
-from torchgeo_explora.cli.training import Metrics
 from torchgeo_explora.datamodules._sampler import shuffled
 from torchgeo_explora.datasets import GeoTIFFFolder
 from torchgeo_explora.datasets._grids import RasterWindow
 from torchgeo_explora.datasets._statistics import BandStatistics
+from torchgeo_explora.tasks.logger import Metrics
 
 MOST_RASTERS = 6
 MOST_WINDOWS = 120

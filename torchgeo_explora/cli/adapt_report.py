@@ -37,9 +37,9 @@ from torchgeo_explora.cli.plan import Plan
 from torchgeo_explora.cli.rasters import folder_of
 from torchgeo_explora.cli.run_folder import RunFolder
 from torchgeo_explora.cli.scoring import Scores
-from torchgeo_explora.cli.training import read_metrics
 from torchgeo_explora.datamodules import GeoTIFFDataModule
 from torchgeo_explora.datasets._statistics import BandStatistics
+from torchgeo_explora.tasks.logger import read_metrics
 
 PAPER_GPU_HOURS = 320
 """Of the paper's M-ExPLoRA on fMoW-Sentinel, four A4000 for 80 hours (workshop paper, appendix D.2);

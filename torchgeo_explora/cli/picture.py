@@ -17,8 +17,8 @@ from torchgeo_explora.cli.images import Sample, length
 from torchgeo_explora.cli.plan import Plan
 from torchgeo_explora.cli.run_folder import RunFolder
 from torchgeo_explora.cli.scoring import HEADLINE_K, Scores
-from torchgeo_explora.cli.training import Metrics, read_metrics
 from torchgeo_explora.objectives.probing import Features, load_features
+from torchgeo_explora.tasks.logger import Metrics, read_metrics
 
 BEFORE, AFTER, RIGHT, WRONG = '#9aa5b1', '#1769aa', '#2a9d4a', '#c8402f'
 QUERIES, NEIGHBOURS = 4, 5

@@ -18,9 +18,9 @@ from torchgeo_explora.cli.picture import (
 )
 from torchgeo_explora.cli.replay_base import Base
 from torchgeo_explora.cli.run_folder import RunFolder
-from torchgeo_explora.cli.training import read_metrics
 from torchgeo_explora.datasets import SyntheticScenes
 from torchgeo_explora.objectives.probing import load_features
+from torchgeo_explora.tasks.logger import read_metrics
 
 
 def draw_replay(

@@ -1,14 +1,11 @@
 """Training with little noise: one progress line, a checkpoint now and then, a table of metrics."""
 
-import csv
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from torchgeo_explora._files import replacing
@@ -16,14 +13,11 @@ from torchgeo_explora.cli.console import duration, percent, say
 from torchgeo_explora.cli.meter import Meter
 from torchgeo_explora.objectives.probing import Progress
 from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
+from torchgeo_explora.tasks.logger import Metrics, ResumableCSVLogger, read_metrics
 
 SECONDS_BETWEEN_CHECKPOINTS = 300.0
 TIMED_STEPS = 5
 """Steps after which the length of a run is estimated; the first ones are slower."""
-
-
-type Metrics = dict[int, dict[str, float]]
-"""Values by step and by name."""
 
 
 class ProgressLine:
@@ -141,11 +135,8 @@ class LastCheckpoint(Checkpoint):
         self.last = time.monotonic()
 
 
-class MetricsTable(Logger):
-    """``metrics.csv``: a row a step, a column a metric, continued by a resumed run.
-
-    Rows after the checkpoint that a run is resumed from are dropped, so that the table is that of
-    an unbroken run.
+class MetricsTable(ResumableCSVLogger):
+    """``metrics.csv``: a row for every batch at which something was logged.
 
     Args:
         folder: Of the run.
@@ -153,70 +144,21 @@ class MetricsTable(Logger):
     """
 
     def __init__(self, folder: Path, task: ExPLoRADINOv2) -> None:
-        super().__init__()
-        self.folder, self.path, self.task = folder, folder / 'metrics.csv', task
-        self.rows: Metrics = {}
-        self.begun = False
-        if self.path.is_file():
-            self.rows = read_metrics(self.path)
-
-    @property
-    def name(self) -> str:
-        """No sub-folder."""
-        return ''
-
-    @property
-    def version(self) -> str:
-        """No sub-folder."""
-        return ''
-
-    @property
-    def save_dir(self) -> str:
-        """The run's folder, in which Lightning and the task write."""
-        return str(self.folder)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """The settings are in ``run.json``."""
+        super().__init__(folder)
+        self.task = task
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add numbers to the row of the present batch, whatever Lightning counts as a step."""
-        step = self.task.micro_step
-        if not self.begun:
-            self.rows = {known: row for known, row in self.rows.items() if known < step}
-            self.begun = True
-        row = self.rows.setdefault(step, {})
-        row.update({key: float(value) for key, value in metrics.items() if key != 'epoch'})
+        values = {key: value for key, value in metrics.items() if key != 'epoch'}
+        super().log_metrics(values, self.task.micro_step)
+
+    def _kept(self) -> Metrics:
+        """Rows before the present batch, which a checkpoint may have brought."""
+        rows = read_metrics(self.path) if self.path.is_file() else {}
+        return {step: row for step, row in rows.items() if step < self.task.micro_step}
 
     def save(self) -> None:
         """Lightning calls this after every row; :meth:`write` is called with checkpoints."""
-
-    def write(self) -> None:
-        """Write the table.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))
-        with replacing(self.path) as path, path.open('w', newline='', encoding='utf-8') as file:
-            table = csv.DictWriter(file, ['step', *columns])
-            table.writeheader()
-            table.writerows({'step': step, **row} for step, row in sorted(self.rows.items()))
-
-
-def read_metrics(path: Path) -> Metrics:
-    """Read what :meth:`MetricsTable.write` wrote.
-
-    Args:
-        path: The table.
-
-    Returns:
-        Values by step and by name.
-    """
-    with path.open(newline='', encoding='utf-8') as file:
-        return {
-            int(row['step']): {k: float(v) for k, v in row.items() if v != '' and k != 'step'}
-            for row in csv.DictReader(file)
-        }
 
 
 def _task(module: LightningModule) -> ExPLoRADINOv2:

@@ -6,6 +6,7 @@ from torchgeo_explora.tasks.curve import LossCurve
 from torchgeo_explora.tasks.dinov2 import ExPLoRADINOv2
 from torchgeo_explora.tasks.knn import KNN
 from torchgeo_explora.tasks.linear_probe import LinearProbe
+from torchgeo_explora.tasks.logger import ResumableCSVLogger
 from torchgeo_explora.tasks.mae import ExPLoRAMAE
 from torchgeo_explora.tasks.metrics import OfficialMetric, official_metrics
 from torchgeo_explora.tasks.predictions import PredictionWriter
@@ -28,6 +29,7 @@ __all__ = [
     'OnlineKNN',
     'PredictionWriter',
     'Reconstructions',
+    'ResumableCSVLogger',
     'RunRecorder',
     'TestReport',
     'official_metrics',

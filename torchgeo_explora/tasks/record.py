@@ -14,6 +14,7 @@ from torchgeo.datamodules import BaseDataModule
 
 from torchgeo_explora._run_record import COLLAPSED, RECORD, RunRecord, runs_here
 from torchgeo_explora.tasks._reports.write import finite
+from torchgeo_explora.tasks.logger import begin_tables
 
 WEIGHTS = ('weights', 'base_weights', 'decoder_weights')
 """Arguments of our tasks that name what a run starts from."""
@@ -42,7 +43,8 @@ class RunRecorder(Callback):
         self._record: RunRecord | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin to record."""
+        """Begin to record, and tell the loggers which run the next rows are of."""
+        begin_tables(trainer, stage)
         folder = trainer.log_dir  # asked for on every rank
         path = Path(trainer.default_root_dir if folder is None else folder)
         self._record = None
