@@ -18,7 +18,9 @@ from tests.tasks.toy import ColourDataModule, ToyTask
 from torchgeo_explora.errors import CollapseError, ConfigError
 from torchgeo_explora.objectives.diagnostics import CollapseLimits, effective_rank
 from torchgeo_explora.objectives.probing import Features, extract_features, knn
+from torchgeo_explora.tasks import ResumableCSVLogger, RunRecorder
 from torchgeo_explora.tasks.callbacks import CollapseGuard, FeatureHealth, OnlineKNN
+from torchgeo_explora.tasks.logger import read_metrics
 
 
 class Modes(Callback):
@@ -145,6 +147,23 @@ def test_a_resumed_run_keeps_its_base_and_its_records(tmp_path: Path) -> None:
         assert torch.equal(base, whole[1].base_features[network])  # type: ignore[attr-defined]
     assert [s for s, _ in second[1].records] == [2, 4, 6]  # type: ignore[attr-defined]
     assert sorted(second[2].own) == sorted(whole[2].own)  # type: ignore[attr-defined]
+
+
+def test_a_resumed_run_keeps_the_measurements_in_its_table(tmp_path: Path) -> None:
+    def table(steps: int, resume: Path | None = None) -> list[tuple[int, set[str]]]:
+        saver = ModelCheckpoint(tmp_path / 'ckpt', every_n_train_steps=4, save_top_k=-1)
+        run(
+            tmp_path, [*watchers(), saver, RunRecorder()], steps=steps, resume=resume,
+            data=ColourDataModule(batch_size=12), enable_checkpointing=True, log_every_n_steps=3,
+            logger=ResumableCSVLogger(tmp_path),
+        )  # fmt: skip
+        rows = read_metrics(tmp_path / 'metrics.csv')
+        return [(step, set(row)) for step, row in rows.items()]
+
+    whole = table(steps=10)
+    measured = [step for step, names in whole if 'student/knn' in names]
+    assert measured == [0, 2, 4, 6, 8, 10]
+    assert table(steps=10, resume=tmp_path / 'ckpt' / 'epoch=0-step=4.ckpt') == whole
 
 
 def test_a_healthy_run_is_not_stopped(tmp_path: Path) -> None:
