@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,22 @@ def test_labels_of_another_folder_serve_the_probes(
     assert report['after']['scores']['classes'] == 8
 
 
+@pytest.mark.parametrize(('train', 'held_out'), [('train', 'test'), ('train/river', 'val')])
+def test_labels_beside_unlabelled_training_images_serve_the_probes(
+    train: str, held_out: str, scenes: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Images to adapt to lie in one folder, or in one of a single name, which is no class."""
+    _pictures(tmp_path / 'images' / train, 12)
+    shutil.copytree(scenes, tmp_path / 'images' / held_out)
+    out = tmp_path / 'run'
+    assert main(adapt_arguments(tmp_path / 'images', out, weights)) == 0
+    report = json.loads((out / 'report.json').read_text())
+    assert report['images']['adapted_to'] == 12
+    scores = report['after']['scores']
+    assert scores['classes'] == 8
+    assert scores['reference_images'] + scores['scored_images'] == 48
+
+
 def test_held_out_images_are_adapted_to_only_when_asked(
     scenes: Path, weights: Path, tmp_path: Path, finished: Path
 ) -> None:
@@ -270,7 +287,7 @@ def test_output_is_free_of_the_libraries_chatter(
 
 
 def _pictures(folder: Path, count: int) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     for index in range(count):
         pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)

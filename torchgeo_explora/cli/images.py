@@ -131,7 +131,7 @@ def open_images(settings: AdaptSettings, patch: int, batch_size: int) -> RunImag
     }
     module = _opened(root, arguments)
     if settings.labels is None:
-        split = _own_split(settings, module, root)
+        split = _own_split(settings, module, arguments)
     else:
         split = separate_split(Path(settings.labels), arguments, module)
     measured = _measure(module, settings.seed)
@@ -237,12 +237,16 @@ def _opened(root: Path, arguments: dict[str, Any]) -> FolderDataModule:
 
 
 def _own_split(
-    settings: AdaptSettings, module: FolderDataModule, root: Path
+    settings: AdaptSettings, module: FolderDataModule, arguments: dict[str, Any]
 ) -> LabelledSplit | None:
     """Probe the images themselves where their folders are classes."""
     if module.classes is None:
         return None
     train, held_out = adapted_to(module), module.test_dataset
+    if _folder(module).classes is None:  # only the folder beside the training images has them
+        beside = module.val_dataset if held_out is None else held_out
+        assert isinstance(beside, ImageFolder), 'a share of images without classes has none'
+        return separate_split(beside.root, arguments, module)
     source = f'{settings.folder}: train, scored on test (not adapted to)'
     if held_out is None:
         held_out, seen = module.val_dataset, 'adapted to as well' if settings.all_images else 'not'
